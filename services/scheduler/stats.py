@@ -1,0 +1,30 @@
+"""What the core counts, for the shell to export."""
+
+from dataclasses import dataclass
+
+
+@dataclass(slots=True)
+class SchedulerStats:
+    """Counters since start, `num_x` of now where marked."""
+
+    num_running: int = 0  #: now: requests that hold KV
+    num_waiting: int = 0  #: now: all others
+    num_queued_tokens: int = 0  #: now: tokens of waiting requests
+    kv_usage: float = 0.0  #: now: held blocks over all blocks of all workers, in [0, 1]
+    num_workers: int = 0  #: now
+    num_steps: int = 0  #: sent
+    num_prompt_tokens: int = 0  #: in steps sent, those of decodes left out
+    num_output_tokens: int = 0  #: accepted from results
+    #: steps sent while prompt tokens that were wanted had to stay behind
+    num_backlog_steps: int = 0
+    num_full_backlog_steps: int = 0  #: of those, steps that carried exactly the budget
+    num_preemptions: int = 0
+    num_cache_query_tokens: int = 0  #: of requests at their first start
+    num_cache_hit_tokens: int = 0
+    num_stopped: int = 0  #: requests ended by a stop token, or by a stop string upstream
+    num_length: int = 0  #: requests ended by their length
+    num_cancelled: int = 0
+    num_failed: int = 0
+    num_refused_steps: int = 0  #: that workers could not resolve
+    num_lost_workers: int = 0
+    num_ignored_results: int = 0  #: of steps that were not in flight

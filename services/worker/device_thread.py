@@ -1,0 +1,107 @@
+"""The thread in which the model computes: plans in, in order, results out to the event loop.
+
+The next plan is already queued here when a step ends, so the device does not wait for a socket; and
+no socket waits for the device. One thread does all of it, loading too: OpenMP keeps a pool of
+threads for each thread that computes.
+"""
+
+import asyncio
+import queue
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from common.messages import StepPlan, StepRejected, StepResult
+from services.worker.engine import Engine
+
+Outcome: TypeAlias = StepResult | StepRejected
+
+
+class LoadingStopped(Exception):
+    """The process ends while its model is still being loaded."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Reset:
+    """Forget all sequences before the next plan."""
+
+
+class DeviceThread:
+    """Made and used in the event loop; the engine is changed by the thread alone."""
+
+    def __init__(self) -> None:
+        self._executor = ThreadPoolExecutor(1, thread_name_prefix="device")
+        self._work: queue.SimpleQueue[tuple[int, StepPlan | _Reset] | None] = queue.SimpleQueue()
+        #: how often `reset` was called; plans and results of an earlier epoch are void
+        self._epoch = 0
+        #: plans submitted in this epoch whose outcome has not been delivered
+        self._num_pending = 0
+        self._stopping = threading.Event()
+
+    @property
+    def num_pending(self) -> int:
+        """Plans on their way through the device."""
+        return self._num_pending
+
+    async def load(self, make_engine: Callable[[], Engine]) -> Engine:
+        """Make the engine, in the thread.
+
+        Raises:
+            whatever `make_engine` raises.
+        """
+        return await asyncio.get_running_loop().run_in_executor(self._executor, make_engine)
+
+    async def run(self, engine: Engine, deliver: Callable[[Outcome], None]) -> None:
+        """Run plans until `stop`.
+
+        Args:
+            deliver: called in the event loop with each plan's outcome, in order.
+
+        Raises:
+            whatever the engine raises: the device is in an unknown state, the process must end.
+        """
+        loop = asyncio.get_running_loop()
+
+        def finished(epoch: int, outcome: Outcome) -> None:
+            if epoch == self._epoch:
+                self._num_pending -= 1
+                deliver(outcome)
+
+        def work() -> None:
+            while (item := self._work.get()) is not None:
+                epoch, task = item
+                if isinstance(task, _Reset):
+                    engine.reset()
+                elif epoch == self._epoch:
+                    loop.call_soon_threadsafe(finished, epoch, engine.step(task))
+
+        await loop.run_in_executor(self._executor, work)
+
+    def submit(self, plan: StepPlan) -> None:
+        """Queue a plan behind those already there."""
+        self._num_pending += 1
+        self._work.put((self._epoch, plan))
+
+    def reset(self) -> None:
+        """Void what is queued and running, and forget all sequences."""
+        self._epoch += 1
+        self._num_pending = 0
+        self._work.put((self._epoch, _Reset()))
+
+    def stop_if_asked(self) -> None:
+        """For the thread to call now and then while it loads.
+
+        Raises:
+            LoadingStopped: `stop` was called.
+        """
+        if self._stopping.is_set():
+            raise LoadingStopped
+
+    def stop(self) -> None:
+        """End the thread after the step that is running; does not wait for it."""
+        self._stopping.set()
+        self._epoch += 1
+        self._work.put(None)
+        self._executor.shutdown(wait=False, cancel_futures=True)

@@ -1,0 +1,233 @@
+"""Next tokens for a batch of sequences with mixed parameters.
+
+Rows are sorted out first: most want the largest logit, or a draw, of logits as they are. Only rows
+that ask for biases, penalties or a draw are copied and worked on; when nobody asks, a step costs
+one pass over the logits. What is computed, and in which order, stands in `kernels.sampling`.
+
+Log-probabilities are those of the model's own logits, before anything is applied to them.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from common.messages import SampledToken, SamplingParams, SequenceFault, TokenLogprob
+from kernels.sampling import (
+    Biases,
+    Penalties,
+    Randomness,
+    add_biases_reference,
+    add_penalties_reference,
+    sample_reference,
+)
+from services.worker.sequence_table import SequenceState
+
+# Below this a temperature is greedy: the draw would be the largest logit anyway.
+_GREEDY_BELOW = 1e-5
+_NOT_FINITE = "the model's logits are not finite"
+_NOTHING_LEFT = "biases, penalties and min_tokens leave no token to choose"
+
+
+@dataclass(frozen=True, slots=True)
+class Sampled:
+    """One row's outcome; of a row with a fault, `token_id` only keeps its sequence's place."""
+
+    token_id: int
+    logprob: TokenLogprob | None = None
+    fault: str | None = None
+
+    def message(self, sequence_id: int) -> SampledToken | SequenceFault:
+        """What the scheduler is told."""
+        if self.fault is not None:
+            return SequenceFault(sequence_id, self.fault)
+        return SampledToken(sequence_id, self.token_id, self.logprob)
+
+
+def sample(logits: Tensor, sequences: Sequence[SequenceState]) -> list[Sampled]:
+    """Choose the next token of each sequence.
+
+    Args:
+        logits: float32 `[len(sequences), vocab_size]`, on any device; not written.
+        sequences: all of whose tokens are known; the next one's position is their number.
+    """
+    if not sequences:
+        return []
+    token_ids, faults = _best(logits, _NOT_FINITE)
+    edited = [
+        row
+        for row, sequence in enumerate(sequences)
+        if row not in faults and not _is_plain_greedy(sequence)
+    ]
+    if edited:
+        rows = torch.tensor(edited, device=logits.device)
+        chosen, edit_faults = _sample_edited(
+            logits.index_select(0, rows), [sequences[row] for row in edited]
+        )
+        token_ids.index_copy_(0, rows, chosen)
+        faults |= {edited[row]: fault for row, fault in edit_faults.items()}
+    ids = token_ids.tolist()
+    logprobs = _logprobs(logits, ids, sequences, faults)
+    return [
+        Sampled(0, fault=faults[row]) if row in faults else Sampled(token_id, logprobs.get(row))
+        for row, token_id in enumerate(ids)
+    ]
+
+
+def _best(logits: Tensor, fault: str) -> tuple[Tensor, dict[int, str]]:
+    """The largest logit's id of each row, and the fault of rows where that is not finite.
+
+    A row's maximum is NaN if one logit is, and infinite if one is or all are minus infinity.
+    """
+    largest, token_ids = logits.max(dim=-1)
+    bad = (~largest.isfinite()).nonzero().flatten().tolist()
+    return token_ids, dict.fromkeys(bad, fault)
+
+
+def _is_greedy(params: SamplingParams) -> bool:
+    return params.temperature < _GREEDY_BELOW
+
+
+def _is_plain_greedy(sequence: SequenceState) -> bool:
+    params = sequence.sampling
+    return (
+        _is_greedy(params)
+        and not params.logit_bias
+        and not _has_penalties(params)
+        and not _is_stop_masked(sequence)
+    )
+
+
+def _has_penalties(params: SamplingParams) -> bool:
+    return (
+        params.repetition_penalty != 1.0
+        or params.presence_penalty != 0.0
+        or params.frequency_penalty != 0.0
+    )
+
+
+def _is_stop_masked(sequence: SequenceState) -> bool:
+    """Whether too few tokens are out for a stop token to be allowed."""
+    num_output_tokens = len(sequence.token_ids) - sequence.num_prompt_tokens
+    return num_output_tokens < sequence.sampling.min_tokens and bool(
+        sequence.sampling.stop_token_ids
+    )
+
+
+def _sample_edited(
+    logits: Tensor, sequences: Sequence[SequenceState]
+) -> tuple[Tensor, dict[int, str]]:
+    """Token ids `[num_rows]`, and faults by row; writes `logits`."""
+    biases = _biases(sequences, logits)
+    if biases is not None:
+        add_biases_reference(logits, biases)
+    penalties = _penalties(sequences, logits)
+    if penalties is not None:
+        add_penalties_reference(logits, penalties)
+    token_ids, faults = _best(logits, _NOTHING_LEFT)
+    drawn = [
+        row
+        for row, sequence in enumerate(sequences)
+        if row not in faults and not _is_greedy(sequence.sampling)
+    ]
+    if drawn:
+        rows = torch.tensor(drawn, device=logits.device)
+        randomness = _randomness([sequences[row] for row in drawn], logits)
+        token_ids.index_copy_(0, rows, sample_reference(logits.index_select(0, rows), randomness))
+    return token_ids, faults
+
+
+def _biases(sequences: Sequence[SequenceState], like: Tensor) -> Biases | None:
+    entries = [
+        (row, token_id, bias)
+        for row, sequence in enumerate(sequences)
+        for token_id, bias in sequence.sampling.logit_bias
+    ] + [
+        (row, token_id, float("-inf"))
+        for row, sequence in enumerate(sequences)
+        if _is_stop_masked(sequence)
+        for token_id in sequence.sampling.stop_token_ids
+    ]
+    vocab_size = like.shape[1]
+    entries = [entry for entry in entries if 0 <= entry[1] < vocab_size]
+    if not entries:
+        return None
+    rows, token_ids, values = zip(*entries, strict=True)
+    return Biases(
+        torch.tensor(rows, device=like.device),
+        torch.tensor(token_ids, device=like.device),
+        torch.tensor(values, dtype=torch.float32, device=like.device),
+    )
+
+
+def _penalties(sequences: Sequence[SequenceState], like: Tensor) -> Penalties | None:
+    parts = [
+        (row, *_penalties_of(sequence))
+        for row, sequence in enumerate(sequences)
+        if _has_penalties(sequence.sampling)
+    ]
+    if not parts:
+        return None
+    rows = np.concatenate([np.full(len(ids), row) for row, ids, _, _ in parts])
+    columns = [np.concatenate([part[i] for part in parts]) for i in (1, 2, 3)]
+    token_ids, repetition, subtract = (torch.from_numpy(c).to(like.device) for c in columns)
+    return Penalties(torch.from_numpy(rows).to(like.device), token_ids, repetition, subtract)
+
+
+def _penalties_of(sequence: SequenceState) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Ids that occur (int64), and for each its repetition penalty and what is subtracted."""
+    params, tokens = sequence.sampling, sequence.token_ids.view
+    ids, index = np.unique(tokens, return_inverse=True)
+    counts = np.bincount(index[sequence.num_prompt_tokens :], minlength=len(ids))
+    subtract = params.presence_penalty * (counts > 0) + params.frequency_penalty * counts
+    repetition = np.full(len(ids), params.repetition_penalty, np.float32)
+    return ids.astype(np.int64), repetition, subtract.astype(np.float32)
+
+
+def _randomness(sequences: Sequence[SequenceState], like: Tensor) -> Randomness:
+    params = [sequence.sampling for sequence in sequences]
+    vocab_size = like.shape[1]
+    seeds = np.array([p.seed for p in params], np.uint64).view(np.int64)
+
+    def column(values: list[float] | list[int], dtype: torch.dtype) -> Tensor:
+        return torch.tensor(values, dtype=dtype, device=like.device)
+
+    return Randomness(
+        temperature=column([p.temperature for p in params], torch.float32),
+        top_k=column(
+            [min(p.top_k, vocab_size) if p.top_k > 0 else vocab_size for p in params], torch.int64
+        ),
+        top_p=column([p.top_p for p in params], torch.float64),
+        min_p=column([p.min_p for p in params], torch.float32),
+        seeds=torch.from_numpy(seeds).to(like.device),
+        positions=column([len(s.token_ids) for s in sequences], torch.int64),
+    )
+
+
+def _logprobs(
+    logits: Tensor,
+    token_ids: list[int],
+    sequences: Sequence[SequenceState],
+    faults: Mapping[int, str],
+) -> dict[int, TokenLogprob]:
+    """By row, for those that ask."""
+    asked = {
+        row: sequence.sampling.logprobs
+        for row, sequence in enumerate(sequences)
+        if sequence.sampling.logprobs is not None and row not in faults
+    }
+    if not asked:
+        return {}
+    rows = torch.tensor(list(asked), device=logits.device)
+    logprobs = torch.log_softmax(logits.index_select(0, rows), dim=-1)
+    count = min(max(asked.values()), logits.shape[1])
+    values, ids = (x.tolist() for x in logprobs.topk(count, dim=-1))
+    own = logprobs[range(len(asked)), [token_ids[row] for row in asked]].tolist()
+    return {
+        row: TokenLogprob(
+            token_ids[row], own[i], tuple(zip(ids[i][:wanted], values[i][:wanted], strict=True))
+        )
+        for i, (row, wanted) in enumerate(asked.items())
+    }

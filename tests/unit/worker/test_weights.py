@@ -1,0 +1,154 @@
+"""Checkpoints in one file and in shards, and everything that can be wrong with one."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from common.errors import StartupError
+from services.worker.models.config import read_config
+from services.worker.models.model import Model
+from services.worker.models.registry import make_model
+from services.worker.weights import load_weights
+from tests.support.tiny_models import make_tiny_llama
+
+CPU = torch.device("cpu")
+Q_PROJ = "model.layers.1.self_attn.q_proj.weight"
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> Path:
+    make_tiny_llama(tmp_path)
+    return tmp_path
+
+
+def declared(directory: Path) -> Model:
+    return make_model(read_config(directory))
+
+
+def load(directory: Path, dtype: torch.dtype = torch.float32) -> dict[str, torch.Tensor]:
+    return load_weights(directory, declared(directory), dtype, CPU)
+
+
+def rewrite(directory: Path, tensors: dict[str, torch.Tensor]) -> None:
+    save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
+
+
+def shard(directory: Path) -> list[str]:
+    """Split the one file in three with an index, as large models come; returns the file names."""
+    tensors = load_file(directory / "model.safetensors")
+    (directory / "model.safetensors").unlink()
+    files = [f"model-0000{i}-of-00003.safetensors" for i in (1, 2, 3)]
+    weight_map = {name: files[i % 3] for i, name in enumerate(tensors)}
+    for file in files:
+        part = {name: tensors[name] for name in tensors if weight_map[name] == file}
+        save_file(part, directory / file)
+    index = {"metadata": {"total_size": 1}, "weight_map": weight_map}
+    (directory / "model.safetensors.index.json").write_text(json.dumps(index))
+    return files
+
+
+def test_projections_are_fused_row_by_row(checkpoint: Path) -> None:
+    tensors = load_file(checkpoint / "model.safetensors")
+
+    weights = load(checkpoint)
+
+    attn = "model.layers.1.self_attn"
+    qkv = torch.cat([tensors[f"{attn}.{x}_proj.weight"] for x in "qkv"])
+    assert torch.equal(weights["layers.1.qkv"], qkv)
+    assert set(weights) == set(declared(checkpoint).program.weights)
+
+
+def test_shards_load_like_one_file(checkpoint: Path) -> None:
+    whole = load(checkpoint)
+    shard(checkpoint)
+
+    sharded = load(checkpoint)
+
+    assert all(torch.equal(sharded[name], whole[name]) for name in whole)
+
+
+def test_tensors_are_converted_on_their_way(checkpoint: Path) -> None:
+    exact = load(checkpoint)
+
+    narrow = load(checkpoint, torch.bfloat16)
+
+    assert all(torch.equal(narrow[name], exact[name].bfloat16()) for name in exact)
+
+
+def test_progress_counts_every_tensor(checkpoint: Path) -> None:
+    calls: list[tuple[int, int]] = []
+
+    load_weights(
+        checkpoint,
+        declared(checkpoint),
+        torch.float32,
+        CPU,
+        lambda done, total: calls.append((done, total)),
+    )
+
+    count = len(load_file(checkpoint / "model.safetensors"))
+    assert calls == [(i, count) for i in range(1, count + 1)]
+
+
+def test_missing_and_unexpected_tensors_are_named(checkpoint: Path) -> None:
+    tensors = load_file(checkpoint / "model.safetensors")
+    tensors["model.extra.weight"] = tensors.pop(Q_PROJ)
+    rewrite(checkpoint, tensors)
+
+    with pytest.raises(StartupError) as refusal:
+        load(checkpoint)
+
+    assert f"missing: {Q_PROJ}" in str(refusal.value)
+    assert "not expected: model.extra.weight" in str(refusal.value)
+
+
+def test_many_missing_tensors_are_counted(checkpoint: Path) -> None:
+    rewrite(checkpoint, {"model.norm.weight": torch.ones(60)})
+
+    with pytest.raises(StartupError, match=r"missing: lm_head.weight, .* and 24 more"):
+        load(checkpoint)
+
+
+def test_a_misshaped_tensor_is_named_with_both_shapes(checkpoint: Path) -> None:
+    tensors = load_file(checkpoint / "model.safetensors")
+    tensors[Q_PROJ] = torch.zeros(60, 61)
+    rewrite(checkpoint, tensors)
+
+    with pytest.raises(StartupError, match=r"q_proj.weight in .* \[60, 61\].* \[60, 60\]"):
+        load(checkpoint)
+
+
+def test_old_rope_tables_and_the_copy_of_a_tied_table_are_left_alone(tmp_path: Path) -> None:
+    make_tiny_llama(tmp_path, tie_word_embeddings=True)
+    tensors = load_file(tmp_path / "model.safetensors")
+    tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].clone()
+    tensors["model.layers.0.self_attn.rotary_emb.inv_freq"] = torch.ones(5)
+    rewrite(tmp_path, tensors)
+
+    assert "lm_head" not in load(tmp_path)
+
+
+def test_a_pickled_checkpoint_is_refused_with_a_way_out(checkpoint: Path) -> None:
+    (checkpoint / "model.safetensors").rename(checkpoint / "pytorch_model.bin")
+
+    with pytest.raises(StartupError, match=r"has no model.safetensors.*pytorch_model.bin cannot"):
+        load(checkpoint)
+
+
+def test_a_damaged_file_is_refused(checkpoint: Path) -> None:
+    path = checkpoint / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:1000])
+
+    with pytest.raises(StartupError, match="cannot read the weights"):
+        load(checkpoint)
+
+
+def test_a_missing_shard_is_named(checkpoint: Path) -> None:
+    files = shard(checkpoint)
+    (checkpoint / files[1]).unlink()
+
+    with pytest.raises(StartupError, match=files[1]):
+        load(checkpoint)
