@@ -54,6 +54,7 @@ _BROKEN: Final = (
     | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
     | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
 )
+_REFUSED: Final = frozenset({zmq.EVENT_HANDSHAKE_FAILED_AUTH, zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL})
 
 
 class _Wire:
@@ -216,8 +217,15 @@ class Inbox(LinkEnd[bytes]):
             self._arrived(frames[0], frames[1:])
         self._wire.poke()
 
-    def _connection_ended(self, _event: zmq.Event) -> None:
-        """Some connection: the event does not say whose. Heartbeats find out."""
+    def _connection_ended(self, event: zmq.Event) -> None:
+        """Some connection: the event does not say whose. Heartbeats find out.
+
+        Of two ends that disagree on keys, only the one that reads the other's greeting first is
+        told why; the other sees a connection that ends. So both count it.
+        """
+        if event in _REFUSED:
+            detail = "a peer was refused: it has not this mesh's keys"
+            self._note(Fault(b"", None, "handshake", detail))
         self._loop.call_later(_PROBE_DELAY_S, self._probe)
 
     def _probe(self) -> None:
@@ -244,7 +252,8 @@ class Inbox(LinkEnd[bytes]):
         self._wire.poke()
 
     def _describe(self, key: bytes) -> str:
-        return key.rpartition(b".")[0].decode("ascii", "backslashreplace")[:64] or key.hex()[:64]
+        name = key.rpartition(b".")[0].decode("ascii", "backslashreplace")[:64]
+        return name or key.hex()[:64] or self.address
 
 
 class _Dealer:
