@@ -1,0 +1,75 @@
+/* The KV cache, and the two ops that know its layout.
+ *
+ * A layer's cache holds tiles of KEYS_PER_TILE tokens of one KV head:
+ *
+ *     [num_blocks][num_kv_heads][tiles_per_block] tiles, tiles_per_block = ceil(block_size / 16)
+ *
+ *     bfloat16   K tile [key_dim / 2][16 keys][2]      V tile [16 / 2][value_dim][2]
+ *     float32    K tile [key_dim][16 keys]             V tile [16][value_dim]
+ *
+ * so that one load brings 16 keys' (or values') worth of what one broadcast of q (or p) multiplies.
+ * key_dim is head_dim rounded up to 2, value_dim to 16. Padding is zero and stays zero. A block of
+ * fewer tokens than a multiple of 16 leaves the rest of its last tile unused.
+ */
+#ifndef SPLITFUSE_ATTENTION_H
+#define SPLITFUSE_ATTENTION_H
+
+#include <stdatomic.h>
+
+#include "splitfuse_cpu.h"
+
+enum { KEYS_PER_TILE = 16 };
+
+/* One layer. */
+typedef struct {
+    int32_t dtype, num_kv_heads, head_dim, block_size;
+    int32_t tiles_per_block, key_dim, value_dim;
+    void *keys, *values;
+} kv_layer;
+
+/* Elements of K (and of V) of one block of one layer. */
+int64_t keys_per_block_elements(const kv_layer *kv);
+int64_t values_per_block_elements(const kv_layer *kv);
+
+/* Cosine and sine, times `scale`, of tokens [begin, end): out[token][2][num_frequencies]. */
+void rope_angles(const int32_t *positions, int32_t begin, int32_t end, const float *frequencies,
+                 int32_t num_frequencies, float scale, float *out);
+
+/* See kernels/rope_store_kv.py. `angles` from rope_angles; NULL where nothing turns.
+ * Each thread does a share of the tokens. Writes q in place; k and v parts stay as they were. */
+void rope_store_kv(const sf_op *op, const sf_batch *batch, const sf_buffer *qkv,
+                   const float *angles, const kv_layer *kv, int thread, int num_threads);
+
+/* A piece of attention: some queries of one sequence and KV head, and the keys they see. */
+typedef struct {
+    int32_t sequence, kv_head;
+    int32_t first_query, num_queries; /* within the sequence's tokens of this batch */
+    int32_t first_key, end_key;       /* a share of the keys, where a long context is split */
+    int32_t split;                    /* index into the partial results; -1: not split */
+    int32_t num_splits;
+} attention_item;
+
+/* What all layers of one attention shape share in a step. */
+typedef struct {
+    attention_item *items;
+    int32_t num_items, capacity;
+    int32_t num_splits_in_all;
+    float *partials; /* of split items: max, sum, accumulator of each row */
+    /* ... whatever else attention.c needs; the layout of this struct is its own business */
+    int64_t partials_capacity;
+    atomic_int *pending; /* per group of splits: how many are not done */
+    int32_t num_groups, pending_capacity;
+} attention_work;
+
+/* List the items of a batch; grows the arrays as needed. Returns 0, or -1 without memory. */
+int32_t plan_attention(attention_work *work, const sf_op *op, const sf_batch *batch,
+                       int num_threads);
+
+void free_attention_work(attention_work *work);
+
+/* See kernels/paged_attention.py. Threads take items from `next` until none is left. */
+void paged_attention(const sf_op *op, const sf_batch *batch, const sf_buffer *qkv,
+                     const sf_buffer *out, const kv_layer *kv, attention_work *work,
+                     atomic_int *next);
+
+#endif

@@ -1,0 +1,138 @@
+#include "pool.h"
+
+#include <pthread.h>
+#include <signal.h>
+#include <stdatomic.h>
+#include <stdlib.h>
+
+/* A number that changes, and threads that wait for its next change. On a line of its own. */
+typedef struct {
+    _Alignas(64) atomic_uint value;
+    atomic_int num_sleepers;
+    pthread_mutex_t mutex;
+    pthread_cond_t changed;
+} signal_point;
+
+typedef struct {
+    pool *pool;
+    int thread;
+} member;
+
+struct pool {
+    int num_threads, spin;
+    pool_task *task; /* NULL: the pool ends */
+    void *context;
+    pthread_t *threads; /* [num_threads - 1] */
+    member *members;
+    signal_point start, gate;
+    _Alignas(64) atomic_int num_arrived;
+};
+
+static inline void relax(void) {
+#if defined(__x86_64__) || defined(__i386__)
+    __builtin_ia32_pause();
+#elif defined(__aarch64__)
+    __asm__ volatile("yield");
+#endif
+}
+
+static void await_change(signal_point *point, unsigned old, int spin) {
+    for (int i = 0; i < spin; i++) {
+        if (atomic_load_explicit(&point->value, memory_order_acquire) != old) return;
+        relax();
+    }
+    pthread_mutex_lock(&point->mutex);
+    atomic_fetch_add(&point->num_sleepers, 1);
+    while (atomic_load(&point->value) == old) pthread_cond_wait(&point->changed, &point->mutex);
+    atomic_fetch_sub(&point->num_sleepers, 1);
+    pthread_mutex_unlock(&point->mutex);
+}
+
+static void change(signal_point *point) {
+    atomic_fetch_add(&point->value, 1);
+    /* Who sleeps counted itself before it looked at the value for the last time. */
+    if (atomic_load(&point->num_sleepers) == 0) return;
+    pthread_mutex_lock(&point->mutex);
+    pthread_cond_broadcast(&point->changed);
+    pthread_mutex_unlock(&point->mutex);
+}
+
+void pool_barrier(pool *p) {
+    if (p->num_threads == 1) return;
+    unsigned old = atomic_load_explicit(&p->gate.value, memory_order_relaxed);
+    if (atomic_fetch_add(&p->num_arrived, 1) + 1 < p->num_threads) {
+        await_change(&p->gate, old, p->spin);
+        return;
+    }
+    atomic_store_explicit(&p->num_arrived, 0, memory_order_relaxed);
+    change(&p->gate);
+}
+
+static void *run_member(void *argument) {
+    member *self = argument;
+    pool *p = self->pool;
+    for (unsigned seen = 0;; seen++) {
+        await_change(&p->start, seen, p->spin);
+        if (p->task == NULL) return NULL;
+        p->task(p->context, self->thread);
+        pool_barrier(p);
+    }
+}
+
+/* Signals are for the threads of the interpreter: these here would run no handler. */
+static int start_member(pool *p, int thread) {
+    sigset_t all, before;
+    sigfillset(&all);
+    pthread_sigmask(SIG_SETMASK, &all, &before);
+    p->members[thread] = (member){p, thread};
+    int error = pthread_create(&p->threads[thread - 1], NULL, run_member, &p->members[thread]);
+    pthread_sigmask(SIG_SETMASK, &before, NULL);
+    return error;
+}
+
+static void end_members(pool *p, int num_started) {
+    p->task = NULL;
+    change(&p->start);
+    for (int i = 0; i < num_started; i++) pthread_join(p->threads[i], NULL);
+}
+
+pool *pool_create(int num_threads, int spin) {
+    pool *p = aligned_alloc(64, (sizeof(pool) + 63) / 64 * 64);
+    pthread_t *threads = calloc((size_t)num_threads, sizeof *threads);
+    member *members = calloc((size_t)num_threads, sizeof *members);
+    if (p == NULL || threads == NULL || members == NULL) goto out_of_memory;
+    *p = (pool){.num_threads = num_threads, .spin = spin, .threads = threads, .members = members};
+    pthread_mutex_init(&p->start.mutex, NULL);
+    pthread_cond_init(&p->start.changed, NULL);
+    pthread_mutex_init(&p->gate.mutex, NULL);
+    pthread_cond_init(&p->gate.changed, NULL);
+    for (int thread = 1; thread < num_threads; thread++) {
+        if (start_member(p, thread) == 0) continue;
+        end_members(p, thread - 1);
+        goto out_of_memory;
+    }
+    return p;
+out_of_memory:
+    free(threads);
+    free(members);
+    free(p);
+    return NULL;
+}
+
+void pool_destroy(pool *p) {
+    if (p == NULL) return;
+    end_members(p, p->num_threads - 1);
+    free(p->threads);
+    free(p->members);
+    free(p);
+}
+
+int pool_num_threads(const pool *p) { return p->num_threads; }
+
+void pool_run(pool *p, pool_task *task, void *context) {
+    p->task = task;
+    p->context = context;
+    if (p->num_threads > 1) change(&p->start);
+    task(context, 0);
+    pool_barrier(p);
+}

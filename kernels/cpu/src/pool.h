@@ -1,0 +1,27 @@
+/* A fixed set of threads that run one function together, and meet at barriers in it.
+ *
+ * Whoever waits looks for the others `spin` times before it sleeps: a step has hundreds of barriers
+ * that last microseconds, and between steps nobody may burn a core.
+ */
+#ifndef SPLITFUSE_POOL_H
+#define SPLITFUSE_POOL_H
+
+typedef struct pool pool;
+
+/* What each thread runs; thread 0 is the caller of pool_run. */
+typedef void pool_task(void *context, int thread);
+
+/* NULL if the system gives no more threads. */
+pool *pool_create(int num_threads, int spin);
+
+void pool_destroy(pool *p);
+
+int pool_num_threads(const pool *p);
+
+/* Run the task in all threads; returns when all have returned. Not reentrant. */
+void pool_run(pool *p, pool_task *task, void *context);
+
+/* Inside a task: wait until all threads are here. What any of them wrote before, all see after. */
+void pool_barrier(pool *p);
+
+#endif
