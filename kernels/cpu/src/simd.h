@@ -51,7 +51,7 @@ INLINE vec max_vec(vec a, vec b) {
 INLINE vec min_vec(vec a, vec b) { return -max_vec(-a, -b); }
 
 /* x where the mask is all ones, else y. */
-INLINE vec select(ivec mask, vec x, vec y) { return (vec)((mask & (ivec)x) | (~mask & (ivec)y)); }
+INLINE vec blend(ivec mask, vec x, vec y) { return (vec)((mask & (ivec)x) | (~mask & (ivec)y)); }
 
 INLINE float sum_lanes(vec x) {
     float sum = 0;

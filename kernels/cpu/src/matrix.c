@@ -1,0 +1,248 @@
+#include "matrix.h"
+
+#include "pointwise.h"
+
+enum { PREFETCH_AHEAD_BYTES = 4096 };
+
+/* Sums of up to MAX_GROUP_ROWS rows and one block. */
+typedef struct {
+    float sums[MAX_GROUP_ROWS][BLOCK_COLUMNS];
+} tile;
+
+matrix describe_matrix(int32_t dtype, int32_t in_width, int32_t out_width, int32_t is_gated,
+                       int32_t num_threads) {
+    int32_t outputs_per_block = is_gated ? LANES : BLOCK_COLUMNS;
+    int32_t outputs = is_gated ? out_width / 2 : out_width;
+    int64_t pairs = (in_width + 1) / 2;
+    return (matrix){
+        .dtype = dtype,
+        .in_width = in_width,
+        .out_width = out_width,
+        .is_gated = is_gated,
+        .num_blocks = (outputs + outputs_per_block - 1) / outputs_per_block,
+        .block_bytes = BLOCK_COLUMNS * 4 * (dtype == SF_BFLOAT16 ? pairs : (int64_t)in_width),
+        .num_threads = num_threads,
+    };
+}
+
+int32_t share_begin(const matrix *m, int32_t thread) {
+    return (int32_t)((int64_t)m->num_blocks * thread / m->num_threads);
+}
+
+/* ── packing ───────────────────────────────────────────────────────────────────────────────── */
+
+/* The row of weights that makes a column of a block; -1: none, the column is padding. */
+static int32_t source_row(const matrix *m, int32_t block, int32_t column) {
+    if (!m->is_gated) {
+        int32_t row = block * BLOCK_COLUMNS + column;
+        return row < m->out_width ? row : -1;
+    }
+    int32_t half = m->out_width / 2, row = block * LANES + column % LANES;
+    if (row >= half) return -1;
+    return column < LANES ? row : half + row;
+}
+
+static void pack_column_bf16(const matrix *m, const bf16 *row, bf16 *column) {
+    for (int32_t k = 0; k < m->in_width; k++) {
+        column[(k / 2) * 2 * BLOCK_COLUMNS + k % 2] = row[k];
+    }
+}
+
+static void pack_column_float32(const matrix *m, const float *row, float *column) {
+    for (int32_t k = 0; k < m->in_width; k++) column[(int64_t)k * BLOCK_COLUMNS] = row[k];
+}
+
+void pack_share(const matrix *m, const void *weights, int32_t thread) {
+    int32_t begin = share_begin(m, thread), end = share_begin(m, thread + 1);
+    memset(m->shares[thread], 0, (size_t)((end - begin) * m->block_bytes));
+    for (int32_t block = begin; block < end; block++) {
+        char *packed = m->shares[thread] + (block - begin) * m->block_bytes;
+        for (int32_t column = 0; column < BLOCK_COLUMNS; column++) {
+            int64_t row = source_row(m, block, column);
+            if (row < 0) continue;
+            if (m->dtype == SF_BFLOAT16) {
+                const bf16 *source = (const bf16 *)weights + row * m->in_width;
+                pack_column_bf16(m, source, (bf16 *)packed + 2 * column);
+            } else {
+                const float *source = (const float *)weights + row * m->in_width;
+                pack_column_float32(m, source, (float *)packed + column);
+            }
+        }
+    }
+}
+
+/* ── multiplying ───────────────────────────────────────────────────────────────────────────── */
+
+/* What the next block is fetched with while this one is multiplied: one address per step. */
+typedef struct {
+    const char *begin;
+    int64_t bytes_per_step;
+} prefetch;
+
+INLINE void fetch(prefetch next, int64_t step) {
+    const char *address = next.begin + step * next.bytes_per_step;
+    __builtin_prefetch(address, 0, 3);
+    __builtin_prefetch(address + 64, 0, 3);
+}
+
+INLINE void store_sums(tile *out, int rows, vec sums[][2]) {
+#pragma GCC unroll 12
+    for (int i = 0; i < rows; i++) {
+        store(out->sums[i], sums[i][0]);
+        store(out->sums[i] + LANES, sums[i][1]);
+    }
+}
+
+INLINE void multiply_group_bf16(int rows, const bf16 *a, int64_t stride, const bf16 *block,
+                                int32_t num_pairs, prefetch next, tile *out) {
+    vec sums[MAX_GROUP_ROWS][2] = {};
+    for (int32_t pair = 0; pair < num_pairs; pair++) {
+        const bf16 *weights = block + (int64_t)pair * 2 * BLOCK_COLUMNS;
+        uvec first = load_pairs(weights), second = load_pairs(weights + 2 * LANES);
+        fetch(next, pair);
+#pragma GCC unroll 12
+        for (int i = 0; i < rows; i++) {
+            uvec x = splat_pair(a + i * stride + 2 * pair);
+            sums[i][0] = dot_pairs(sums[i][0], x, first);
+            sums[i][1] = dot_pairs(sums[i][1], x, second);
+        }
+    }
+    store_sums(out, rows, sums);
+}
+
+INLINE void multiply_group_float32(int rows, const float *a, int64_t stride, const float *block,
+                                   int32_t in_width, prefetch next, tile *out) {
+    vec sums[MAX_GROUP_ROWS][2] = {};
+    for (int32_t k = 0; k < in_width; k++) {
+        const float *weights = block + (int64_t)k * BLOCK_COLUMNS;
+        vec first = load(weights), second = load(weights + LANES);
+        fetch(next, k);
+#pragma GCC unroll 12
+        for (int i = 0; i < rows; i++) {
+            vec x = splat(a[i * stride + k]);
+            sums[i][0] = fma_vec(x, first, sums[i][0]);
+            sums[i][1] = fma_vec(x, second, sums[i][1]);
+        }
+    }
+    store_sums(out, rows, sums);
+}
+
+INLINE void multiply_group(const matrix *m, int rows, const sf_buffer *in, int64_t row,
+                           const char *block, prefetch next, tile *out) {
+    const char *a = row_of(in, row);
+    if (m->dtype == SF_BFLOAT16) {
+        multiply_group_bf16(rows, (const bf16 *)a, in->stride, (const bf16 *)block,
+                            (m->in_width + 1) / 2, next, out);
+    } else {
+        multiply_group_float32(rows, (const float *)a, in->stride, (const float *)block,
+                               m->in_width, next, out);
+    }
+}
+
+/* The number of rows must be a constant for the sums to be registers. */
+static void multiply_rows(const matrix *m, int rows, const sf_buffer *in, int64_t row,
+                          const char *block, prefetch next, tile *out) {
+    switch (rows) {
+    case 1: multiply_group(m, 1, in, row, block, next, out); return;
+    case 2: multiply_group(m, 2, in, row, block, next, out); return;
+    case 3: multiply_group(m, 3, in, row, block, next, out); return;
+    case 4: multiply_group(m, 4, in, row, block, next, out); return;
+    case 5: multiply_group(m, 5, in, row, block, next, out); return;
+    case 6: multiply_group(m, 6, in, row, block, next, out); return;
+#if LANES == 16
+    case 7: multiply_group(m, 7, in, row, block, next, out); return;
+    case 8: multiply_group(m, 8, in, row, block, next, out); return;
+    case 9: multiply_group(m, 9, in, row, block, next, out); return;
+    case 10: multiply_group(m, 10, in, row, block, next, out); return;
+    case 11: multiply_group(m, 11, in, row, block, next, out); return;
+    case 12: multiply_group(m, 12, in, row, block, next, out); return;
+#endif
+    }
+}
+
+/* ── what follows ──────────────────────────────────────────────────────────────────────────── */
+
+INLINE vec add_bias(const float *bias, int32_t column, int32_t count, vec x) {
+    if (bias == NULL) return x;
+    if (count >= LANES) return x + load(bias + column);
+    float lanes[LANES] = {0};
+    memcpy(lanes, bias + column, (size_t)count * sizeof *lanes);
+    return x + load(lanes);
+}
+
+INLINE vec finish(const epilogue *end, vec x) {
+    if (end->soft_cap > 0) x = end->soft_cap * tanh_vec(x / end->soft_cap);
+    return activate_vec(end->activation, x);
+}
+
+/* Store `count` outputs of a row from `column` on. */
+INLINE void put(const epilogue *end, const sf_buffer *out, int64_t row, int32_t column,
+                int32_t count, vec x) {
+    if (end->residual != NULL) {
+        x += load_element(row_of(end->residual, row), end->residual->dtype, column);
+    }
+    store_element(row_of(out, row), out->dtype, column, x, count);
+}
+
+static void put_plain(const matrix *m, const epilogue *end, const sf_buffer *out, int64_t row,
+                      int32_t block, int rows, const tile *t) {
+    for (int half = 0; half < 2; half++) {
+        int32_t column = block * BLOCK_COLUMNS + half * LANES, count = m->out_width - column;
+        if (count <= 0) return;
+        for (int i = 0; i < rows; i++) {
+            vec x = add_bias(end->bias, column, count, load(t->sums[i] + half * LANES));
+            put(end, out, row + i, column, count, finish(end, x));
+        }
+    }
+}
+
+static void put_gated(const matrix *m, const epilogue *end, const sf_buffer *out, int64_t row,
+                      int32_t block, int rows, const tile *t) {
+    int32_t width = m->out_width / 2, column = block * LANES, count = width - column;
+    for (int i = 0; i < rows; i++) {
+        vec gate = add_bias(end->bias, column, count, load(t->sums[i]));
+        vec up = add_bias(end->bias, width + column, count, load(t->sums[i] + LANES));
+        put(end, out, row + i, column, count, finish(end, gate) * up);
+    }
+}
+
+/* The first group brings a block from memory, the others find it in cache. So that the next block
+ * is there in time, each group fetches its part of it. */
+static prefetch plan_prefetch(const matrix *m, const char *block, int32_t group,
+                              int32_t num_groups) {
+    if (num_groups == 1) {
+        return (prefetch){block + PREFETCH_AHEAD_BYTES, 4 * BLOCK_COLUMNS};
+    }
+    int64_t part = m->block_bytes / num_groups;
+    return (prefetch){block + m->block_bytes + group * part, 4 * BLOCK_COLUMNS / num_groups};
+}
+
+static void multiply_panel(const matrix *m, const sf_buffer *in, const sf_buffer *out,
+                           const epilogue *end, int64_t first_row, int32_t num_rows,
+                           int32_t thread) {
+    int32_t begin = share_begin(m, thread), last = share_begin(m, thread + 1);
+    int32_t num_groups = (num_rows + MAX_GROUP_ROWS - 1) / MAX_GROUP_ROWS;
+    tile t;
+    for (int32_t block = begin; block < last; block++) {
+        const char *packed = m->shares[thread] + (block - begin) * m->block_bytes;
+        for (int32_t group = 0; group < num_groups; group++) {
+            int32_t from = (int32_t)((int64_t)num_rows * group / num_groups);
+            int rows = (int32_t)((int64_t)num_rows * (group + 1) / num_groups) - from;
+            prefetch next = plan_prefetch(m, packed, group, num_groups);
+            multiply_rows(m, rows, in, first_row + from, packed, next, &t);
+            if (m->is_gated) {
+                put_gated(m, end, out, first_row + from, block, rows, &t);
+            } else {
+                put_plain(m, end, out, first_row + from, block, rows, &t);
+            }
+        }
+    }
+}
+
+void multiply(const matrix *m, const sf_buffer *in, const sf_buffer *out, const epilogue *end,
+              int32_t num_rows, int32_t thread) {
+    for (int32_t row = 0; row < num_rows; row += PANEL_ROWS) {
+        int32_t rows = num_rows - row < PANEL_ROWS ? num_rows - row : PANEL_ROWS;
+        multiply_panel(m, in, out, end, row, rows, thread);
+    }
+}

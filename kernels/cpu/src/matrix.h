@@ -1,0 +1,62 @@
+/* Matrices of weights in the layout that they are multiplied from, and the multiplication.
+ *
+ * A matrix [out_width, in_width] is cut into blocks of BLOCK_COLUMNS outputs. A block holds, for
+ * each input (bfloat16: for each pair of inputs), the weights of its outputs side by side:
+ *
+ *     float32  [in_width][BLOCK_COLUMNS]      bfloat16  [ceil(in_width / 2)][BLOCK_COLUMNS][2]
+ *
+ * so that one broadcast of an activation multiplies whole registers of weights. Outputs beyond
+ * out_width and inputs beyond in_width are zero. A gated matrix [gate | up] interleaves the two: each
+ * block has LANES outputs of the gate, then the same of up, and makes LANES outputs.
+ *
+ * Each thread has a contiguous share of the blocks, in an arena of its own in which the shares of all
+ * matrices lie in the order of the program: what is read next is what lies next, so prefetching
+ * runs across the end of an op.
+ */
+#ifndef SPLITFUSE_MATRIX_H
+#define SPLITFUSE_MATRIX_H
+
+#include "simd.h"
+#include "splitfuse_cpu.h"
+
+enum {
+    BLOCK_COLUMNS = 2 * LANES,
+    /* Rows multiplied at once: two sums each, and three registers for the rest. */
+    MAX_GROUP_ROWS = LANES == 16 ? 12 : 6,
+    /* Rows that share one pass over the weights; their activations stay in L2 or L3. */
+    PANEL_ROWS = 20 * MAX_GROUP_ROWS,
+};
+
+typedef struct {
+    int32_t dtype, in_width, out_width, is_gated;
+    int32_t num_blocks;
+    int64_t block_bytes;
+    char **shares; /* [num_threads] where a thread's first block lies */
+    int32_t num_threads;
+} matrix;
+
+/* What follows the multiplication; see kernels/linear.py. */
+typedef struct {
+    const float *bias; /* [out_width] or NULL */
+    int32_t activation;
+    float soft_cap;            /* 0: none */
+    const sf_buffer *residual; /* or NULL */
+} epilogue;
+
+/* Describe a matrix; its shares come later. */
+matrix describe_matrix(int32_t dtype, int32_t in_width, int32_t out_width, int32_t is_gated,
+                       int32_t num_threads);
+
+/* The blocks of thread t are [share_begin(t), share_begin(t + 1)). */
+int32_t share_begin(const matrix *m, int32_t thread);
+
+/* Pack the share of one thread from row-major weights [out_width, in_width]. */
+void pack_share(const matrix *m, const void *weights, int32_t thread);
+
+/* out[row] = activation(in[row] · weightsᵀ + bias) + residual[row], for the outputs of this
+ * thread's share and all rows. A row's result does not depend on how many rows there are: each
+ * output is one chain of sums in the order of the inputs. */
+void multiply(const matrix *m, const sf_buffer *in, const sf_buffer *out, const epilogue *end,
+              int32_t num_rows, int32_t thread);
+
+#endif
