@@ -33,7 +33,7 @@ typedef struct {
     int32_t width;
     int32_t dtype;
     int32_t by_logits_rows; /* 0: a row per token; 1: per row that is sampled */
-    int32_t stride;         /* set by sf_create */
+    int32_t stride;         /* set by sf_create: elements, at least width + LANES */
     void *data;             /* set by sf_create, replaced when a larger batch comes */
 } sf_buffer;
 
@@ -70,14 +70,16 @@ typedef struct sf_model sf_model;
 /* Text of the last error of this thread; "" if there was none. */
 const char *sf_last_error(void);
 
-/* A model without weights; NULL on error. Ops and buffers are copied, what they point to is not. */
+/* A model without weights; NULL on error. Ops and buffers are copied, what they point to is not.
+ * spin: how often a thread that waits for others looks for them before it sleeps. */
 sf_model *sf_create(const sf_op *ops, int32_t num_ops, const sf_buffer *buffers,
-                    int32_t num_buffers, int32_t dtype, int32_t vocab_size, int32_t num_threads);
+                    int32_t num_buffers, int32_t dtype, int32_t vocab_size, int32_t num_threads,
+                    int32_t spin);
 
 void sf_destroy(sf_model *model);
 
 /* Pack a linear's, logits' or experts' matrix [rows, in_width] of the model's dtype.
- * part: of experts, 3 * expert + 0 gate_up, + 1 down; -1 the router. Else 0. */
+ * part: 0; of experts: 0 the router, 1 + 2 * expert its gate and up, 2 + 2 * expert its down. */
 int32_t sf_set_weight(sf_model *model, int32_t op, int32_t part, const void *matrix);
 
 int64_t sf_kv_cache_bytes(const sf_model *model, int64_t num_blocks, int32_t block_size);
