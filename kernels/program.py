@@ -6,8 +6,12 @@ captured graph), and every backend serves every family.
 
 Buffers are activations `[rows, width]` in the model's dtype. `rows` is "tokens" (all tokens of the
 batch) or "logits" (only those whose next token is sampled). Ops run in order; an op may write the
-buffer it reads. Weights are named tensors of a fixed shape. What each op computes, and how exactly,
-stands in the file of its name.
+buffer it reads, unless it multiplies that by a matrix. Weights are named tensors of a fixed shape.
+What each op computes, and how exactly, stands in the file of its name.
+
+A buffer that no matrix multiplication and no attention reads (only norms, residual sums, position
+embeddings and gathers do) may be kept in float32 by a backend: it is the residual stream, where
+sums of many layers pile up. So a family writes what it multiplies to a buffer of its own.
 """
 
 from collections.abc import Iterator, Mapping
@@ -36,6 +40,15 @@ class Embed:
 
     weight: str
     out: str
+
+
+@dataclass(frozen=True, slots=True)
+class EmbedPositions:
+    """`out[t] += weight[positions[t] + offset]`; see `kernels.embed_positions`."""
+
+    weight: str
+    out: str
+    offset: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +125,25 @@ class GatedActivation:
 
 
 @dataclass(frozen=True, slots=True)
+class MixtureOfExperts:
+    """Each row through the gated MLPs of its `top_k` experts; see `kernels.mixture_of_experts`.
+
+    Weights: router `[num_experts, width]`, gate_up `[num_experts, 2 * inner, width]`, down
+    `[num_experts, width, inner]`.
+    """
+
+    input: str
+    out: str
+    router: str
+    gate_up: str
+    down: str
+    num_experts: int
+    top_k: int
+    activation: Activation
+    residual: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class GatherRows:
     """Keep the rows whose next token is sampled; see `kernels.gather_rows`."""
 
@@ -129,7 +161,16 @@ class Logits:
 
 
 Op: TypeAlias = (
-    Embed | Norm | Linear | RopeStoreKv | PagedAttention | GatedActivation | GatherRows | Logits
+    Embed
+    | EmbedPositions
+    | Norm
+    | Linear
+    | RopeStoreKv
+    | PagedAttention
+    | GatedActivation
+    | MixtureOfExperts
+    | GatherRows
+    | Logits
 )
 
 
@@ -169,8 +210,10 @@ class Program:
 
         Raises:
             ProgramError: a name is not declared, a width or shape does not match, a buffer is read
-                before it is written, a weight is never used, layers are not 0..n-1, attention
-                differs from what its layer stores, or the only `Logits` is not the last op.
+                before it is written, a matrix is multiplied in place, more experts are asked for
+                than there are, an offset is negative, a weight is never used, layers are not
+                0..n-1, attention differs from what its layer stores, or the only `Logits` is not
+                the last op.
         """
         written: set[str] = set()
         used: set[str] = set()
@@ -186,6 +229,7 @@ class Program:
             for name, shape in _weights(op, self):
                 self._check_weight(where, name, shape)
                 used.add(name)
+            _check_op(where, op)
         if unused := sorted(set(self.weights) - used):
             raise ProgramError(f"weights never used: {', '.join(unused)}")
         self._check_layers()
@@ -227,6 +271,18 @@ class Program:
                 )
 
 
+def _check_op(where: str, op: Op) -> None:
+    match op:
+        case EmbedPositions() if op.offset < 0:
+            raise ProgramError(f"{where} has offset {op.offset}, which is before its table")
+        case Linear() | MixtureOfExperts() if op.input == op.out:
+            raise ProgramError(f"{where} writes {op.out!r}, which it multiplies")
+        case MixtureOfExperts() if not 1 <= op.top_k <= op.num_experts:
+            raise ProgramError(f"{where} takes {op.top_k} of {op.num_experts} experts")
+        case _:
+            return
+
+
 BufferUse: TypeAlias = tuple[str, int, Rows | None]  # name, width, rows (None: any)
 
 
@@ -246,7 +302,9 @@ def _reads(op: Op, program: Program) -> Iterator[BufferUse]:
     match op:
         case Embed():
             return
-        case Norm() | Linear():
+        case EmbedPositions():
+            yield op.out, _width(program, op.out), "tokens"
+        case Norm() | Linear() | MixtureOfExperts():
             yield op.input, _width(program, op.input), _rows(program, op.out)
             if op.residual is not None:
                 width = op.input if isinstance(op, Norm) else op.out
@@ -265,7 +323,7 @@ def _writes(op: Op, program: Program) -> Iterator[BufferUse]:
     match op:
         case Embed():
             yield op.out, _width(program, op.out), "tokens"
-        case Norm():
+        case Norm() | MixtureOfExperts():
             yield op.out, _width(program, op.input), None
         case Linear() | GatedActivation():
             yield op.out, _width(program, op.out), None
@@ -273,13 +331,13 @@ def _writes(op: Op, program: Program) -> Iterator[BufferUse]:
             yield op.out, op.num_heads * op.head_dim, "tokens"
         case GatherRows():
             yield op.out, _width(program, op.out), "logits"
-        case RopeStoreKv() | Logits():
+        case EmbedPositions() | RopeStoreKv() | Logits():
             return
 
 
 def _weights(op: Op, program: Program) -> Iterator[tuple[str, tuple[int, ...]]]:
     match op:
-        case Embed():
+        case Embed() | EmbedPositions():
             table = program.weights.get(op.weight, (0,))
             yield op.weight, (table[0], _width(program, op.out))
         case Norm():
@@ -290,6 +348,11 @@ def _weights(op: Op, program: Program) -> Iterator[tuple[str, tuple[int, ...]]]:
             yield op.weight, (_width(program, op.out), _width(program, op.input))
             if op.bias is not None:
                 yield op.bias, (_width(program, op.out),)
+        case MixtureOfExperts():
+            width, inner = _width(program, op.input), program.weights.get(op.down, (0,))[-1]
+            yield op.router, (op.num_experts, width)
+            yield op.down, (op.num_experts, width, inner)
+            yield op.gate_up, (op.num_experts, 2 * inner, width)
         case Logits():
             table = program.weights.get(op.weight, (0,))
             yield op.weight, (table[0], _width(program, op.input))

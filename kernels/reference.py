@@ -10,18 +10,22 @@ import torch
 from torch import Tensor
 
 from kernels.embed import embed_reference
+from kernels.embed_positions import embed_positions_reference
 from kernels.gated_activation import gated_activation_reference
 from kernels.gather_rows import gather_rows_reference
 from kernels.linear import PackedWeight, linear_packed, pack_weight
 from kernels.logits import logits_packed
+from kernels.mixture_of_experts import mixture_of_experts_reference
 from kernels.norm import norm_reference
 from kernels.paged_attention import AttentionGroup, group_sequences, paged_attention_reference
 from kernels.program import (
     Embed,
+    EmbedPositions,
     GatedActivation,
     GatherRows,
     Linear,
     Logits,
+    MixtureOfExperts,
     Norm,
     PagedAttention,
     Program,
@@ -76,7 +80,7 @@ class ReferenceBackend:
         program.validate()
         self._program = program
         self._like = next(iter(weights.values())).new_empty(0)  # dtype and device of everything
-        embedded = {op.weight for op in program.ops if isinstance(op, Embed)}
+        embedded = {op.weight for op in program.ops if isinstance(op, Embed | EmbedPositions)}
         self._tables = {name: weights[name] for name in embedded}
         self._weights = _pack_all(program, weights, embedded, checkpoint)
         self._k_caches: list[Tensor] = []
@@ -116,6 +120,12 @@ class ReferenceBackend:
                     self._rope_store_kv(op, state)
                 case PagedAttention():
                     self._paged_attention(op, state)
+                case EmbedPositions():
+                    embed_positions_reference(
+                        state.buffers[op.out], state.positions, self._tables[op.weight], op.offset
+                    )
+                case MixtureOfExperts():
+                    state.buffers[op.out] = self._mixture_of_experts(op, state)
                 case Logits():
                     return logits_packed(
                         state.buffers[op.input], self._weights[op.weight], op.soft_cap
@@ -154,6 +164,17 @@ class ReferenceBackend:
             case GatherRows():
                 return gather_rows_reference(buffers[op.input], state.logits_index)
 
+    def _mixture_of_experts(self, op: MixtureOfExperts, state: _Pass) -> Tensor:
+        return mixture_of_experts_reference(
+            state.buffers[op.input],
+            self._plain(op.router),
+            self._plain(op.gate_up),
+            self._plain(op.down),
+            op.top_k,
+            op.activation,
+            None if op.residual is None else state.buffers[op.residual],
+        )
+
     def _rope_store_kv(self, op: RopeStoreKv, state: _Pass) -> None:
         if op.rope is not None and op.rope not in state.angles:
             state.angles[op.rope] = rope_angles(op.rope, state.positions)
@@ -185,7 +206,7 @@ class ReferenceBackend:
 
     def _plain(self, name: str) -> Tensor:
         weight = self._weights[name]
-        assert isinstance(weight, Tensor), "only matrices are packed"
+        assert isinstance(weight, Tensor), "only matrices of linear and logits are packed"
         return weight
 
     def _to_device(self, array: Int32Array) -> Tensor:

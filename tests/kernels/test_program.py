@@ -9,11 +9,13 @@ import pytest
 from kernels.program import (
     Buffer,
     Embed,
+    EmbedPositions,
     GatedActivation,
     GatherRows,
     KvShape,
     Linear,
     Logits,
+    MixtureOfExperts,
     Norm,
     Op,
     PagedAttention,
@@ -55,11 +57,39 @@ OPS: tuple[Op, ...] = (
 )
 PROGRAM = Program(OPS, BUFFERS, WEIGHTS)
 
+EXPERTS = MixtureOfExperts(
+    "normed", "hidden", "router", "experts_up", "experts_down", 5, 2, "silu", residual="hidden"
+)
+SPARSE = Program(  # positions are added behind op 0, experts stand behind a norm of their own
+    (
+        OPS[0],
+        EmbedPositions("positions", out="hidden", offset=2),
+        *OPS[1:5],
+        Norm("layer", "hidden", out="normed", weight="norm", eps=1e-5),
+        EXPERTS,
+        *OPS[8:],
+    ),
+    {name: b for name, b in BUFFERS.items() if not name.startswith("gate")}
+    | {"normed": Buffer(WIDTH)},
+    {
+        **{name: WEIGHTS[name] for name in ("embed", "norm", "qkv", "o")},
+        "positions": (33, WIDTH),
+        "router": (5, WIDTH),
+        "experts_up": (5, 2 * INNER, WIDTH),
+        "experts_down": (5, WIDTH, INNER),
+    },
+)
 
-def with_op(index: int, **changes: Any) -> Program:
-    ops = list(OPS)
+
+def with_op(index: int, program: Program = PROGRAM, **changes: Any) -> Program:
+    ops = list(program.ops)
     ops[index] = dataclasses.replace(ops[index], **changes)
-    return dataclasses.replace(PROGRAM, ops=tuple(ops))
+    return dataclasses.replace(program, ops=tuple(ops))
+
+
+def sparse_with(op: type[Op], **changes: Any) -> Program:
+    number = next(i for i, other in enumerate(SPARSE.ops) if isinstance(other, op))
+    return with_op(number, SPARSE, **changes)
 
 
 def test_a_sound_program_is_accepted_and_says_what_it_needs() -> None:
@@ -69,8 +99,12 @@ def test_a_sound_program_is_accepted_and_says_what_it_needs() -> None:
     assert PROGRAM.kv_layers == (KvShape(KV_HEADS, HEAD_DIM),)
 
 
+def test_positions_and_experts_are_accepted() -> None:
+    SPARSE.validate()
+
+
 def test_a_program_is_plain_data() -> None:
-    fields = [dataclasses.asdict(op) for op in OPS]
+    fields = [dataclasses.asdict(op) for op in (*OPS, *SPARSE.ops)]
 
     assert json.loads(json.dumps(fields))[2]["rope"] == {"inv_freq": [1.0, 0.1], "scale": 1.0}
 
@@ -104,6 +138,47 @@ def test_a_program_is_plain_data() -> None:
 def test_a_contradiction_is_refused(program: Program, complaint: str) -> None:
     with pytest.raises(ProgramError, match=complaint):
         program.validate()
+
+
+@pytest.mark.parametrize(
+    ("program", "complaint"),
+    [
+        (sparse_with(EmbedPositions, out="last"), "op 1 .*'last' by tokens; it is by logits"),
+        (sparse_with(EmbedPositions, out="attended"), r"op 1 .*'attended' before it is written"),
+        (sparse_with(EmbedPositions, weight="o"), r"op 1 .*'o' as \(44, 44\); it is \(44, 60\)"),
+        (sparse_with(EmbedPositions, weight="none"), "op 1 .*'none', which is not a weight"),
+        (sparse_with(EmbedPositions, offset=-1), "op 1 .*has offset -1, which is before its table"),
+        (sparse_with(MixtureOfExperts, input="attended"), "op 7 .*'hidden' 60 wide; it is 44"),
+        (sparse_with(MixtureOfExperts, input="last"), "op 7 .*'last' by tokens"),
+        (sparse_with(MixtureOfExperts, residual="qkv"), "op 7 .*'qkv' 44 wide; it is 100"),
+        (sparse_with(MixtureOfExperts, input="hidden"), "op 7 .*writes 'hidden', which it multip"),
+        (sparse_with(MixtureOfExperts, top_k=6), "op 7 .*takes 6 of 5 experts"),
+        (sparse_with(MixtureOfExperts, top_k=0), "op 7 .*takes 0 of 5 experts"),
+        (
+            sparse_with(MixtureOfExperts, num_experts=4),
+            r"op 7 .*'router' as \(4, 44\); it is \(5, 44\)",
+        ),
+        (
+            sparse_with(MixtureOfExperts, gate_up="experts_down"),
+            r"op 7 .*'experts_down' as \(5, 42, 44\); it is \(5, 44, 21\)",
+        ),
+        (sparse_with(MixtureOfExperts, down="o"), r"op 7 .*'o' as \(5, 44, 60\)"),
+        (sparse_with(MixtureOfExperts, down="none"), "op 7 .*'none', which is not a weight"),
+    ],
+)
+def test_contradictions_of_positions_and_experts_are_refused(
+    program: Program, complaint: str
+) -> None:
+    with pytest.raises(ProgramError, match=complaint):
+        program.validate()
+
+
+def test_a_matrix_is_not_multiplied_in_place() -> None:
+    program = with_op(4, input="hidden", weight="square")
+    weights = {**WEIGHTS, "square": (WIDTH, WIDTH)}
+
+    with pytest.raises(ProgramError, match=r"op 4 .*writes 'hidden', which it multiplies"):
+        dataclasses.replace(program, weights=weights).validate()
 
 
 def test_heads_must_divide_among_kv_heads() -> None:
