@@ -173,7 +173,9 @@ class WorkerOptions(BaseModel):
         description="of weights, activations and KV; auto: the fastest this device is exact in",
     )
     device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="where to compute")
-    backend: Literal["auto", "reference"] = Field("auto", description="implementation of the ops")
+    backend: Literal["auto", "cpu", "reference"] = Field(
+        "auto", description="implementation of the ops; auto: the fastest for the device"
+    )
     block_size: int = Field(16, ge=1, le=1024, description="tokens per KV block")
     kv_cache_memory: ByteSize | None = Field(
         None, description="bytes for the KV cache, e.g. 2GiB; default: from free memory"
@@ -183,6 +185,12 @@ class WorkerOptions(BaseModel):
     )
     cpu_threads: int | None = Field(
         None, ge=1, description="threads that compute; default: all cores but those services need"
+    )
+    cpu_isa: Literal["auto", "avx512_bf16", "avx512", "avx2", "generic"] = Field(
+        "auto", description="instructions that the cpu backend uses; auto: the best of this CPU"
+    )
+    cpu_library_dir: Path | None = Field(
+        None, description="where `python -m kernels.cpu.build` put the cpu backend; else compiled"
     )
 
 

@@ -1,0 +1,1 @@
+"""The CPU backend: a program and its batch are handed to C once per step."""
