@@ -36,40 +36,49 @@ void rope_angles(const int32_t *positions, int32_t begin, int32_t end, const flo
                  int32_t num_frequencies, float scale, float *out);
 
 /* See kernels/rope_store_kv.py. `angles` from rope_angles; NULL where nothing turns.
- * Each thread does a share of the tokens. Writes q in place; k and v parts stay as they were. */
+ * Each thread does a share of the tokens. Turns q and k in place; v stays as it was. */
 void rope_store_kv(const sf_op *op, const sf_batch *batch, const sf_buffer *qkv,
                    const float *angles, const kv_layer *kv, int thread, int num_threads);
 
-/* A piece of attention: some queries of one sequence and KV head, and the keys they see. */
+/* A piece of attention: some rows of one sequence and KV head, and the keys they see.
+ *
+ * Row r of a sequence and KV head is its query r / group_size and query head r % group_size of those
+ * that read the KV head. Tile t of a sequence is tile t % tiles_per_block of block
+ * block_tables[t / tiles_per_block]. */
 typedef struct {
     int32_t sequence, kv_head;
-    int32_t first_query, num_queries; /* within the sequence's tokens of this batch */
-    int32_t first_key, end_key;       /* a share of the keys, where a long context is split */
-    int32_t split;                    /* index into the partial results; -1: not split */
-    int32_t num_splits;
+    int32_t first_row, num_rows;
+    int32_t first_tile, end_tile;
+    int32_t split, num_splits; /* the tiles are share `split` of what the rows see */
+    int32_t group;             /* which counter the splits share; -1: there is one split */
+    int64_t first_record;      /* where the partial results of the group begin */
 } attention_item;
 
-/* What all layers of one attention shape share in a step. */
+/* What all layers of one attention shape share in a step. Zeroed before its first use. */
 typedef struct {
-    attention_item *items;
-    int32_t num_items, capacity;
-    int32_t num_splits_in_all;
-    float *partials; /* of split items: max, sum, accumulator of each row */
-    /* ... whatever else attention.c needs; the layout of this struct is its own business */
+    attention_item *items; /* those that take longest first */
+    int64_t num_items, items_capacity;
+    float *partials; /* a record per split and row */
     int64_t partials_capacity;
-    atomic_int *pending; /* per group of splits: how many are not done */
-    int32_t num_groups, pending_capacity;
+    atomic_int *pending; /* by group: splits that are not done, num_splits between layers */
+    int64_t num_groups, pending_capacity;
+    char *scratch; /* of each thread */
+    int64_t scratch_bytes, scratch_capacity;
 } attention_work;
 
-/* List the items of a batch; grows the arrays as needed. Returns 0, or -1 without memory. */
+/* List the items of a batch; grows the arrays as needed. `kv` is any layer of that shape.
+ * Returns 0, or -1 without memory. */
 int32_t plan_attention(attention_work *work, const sf_op *op, const sf_batch *batch,
-                       int num_threads);
+                       const kv_layer *kv, int num_threads);
 
 void free_attention_work(attention_work *work);
 
-/* See kernels/paged_attention.py. Threads take items from `next` until none is left. */
+/* See kernels/paged_attention.py. Threads take items from `next` until none is left.
+ *
+ * A row's result is the same, to the last bit, whatever else is in the batch, wherever its prompt was
+ * cut into chunks, and however many threads there are: it depends on the row and its keys alone. */
 void paged_attention(const sf_op *op, const sf_batch *batch, const sf_buffer *qkv,
                      const sf_buffer *out, const kv_layer *kv, attention_work *work,
-                     atomic_int *next);
+                     atomic_int *next, int thread);
 
 #endif

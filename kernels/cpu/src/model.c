@@ -523,10 +523,10 @@ static void run_linear(sf_model *model, const program_op *p, int thread) {
              rows_of(model, op->input), thread);
 }
 
-static void run_attention(sf_model *model, program_op *p) {
+static void run_attention(sf_model *model, program_op *p, int thread) {
     paged_attention(&p->op, model->batch, buffer_of(model, p->op.input),
                     buffer_of(model, p->op.output), &model->layers[p->op.layer],
-                    &model->shapes[p->work].work, &p->next_item);
+                    &model->shapes[p->work].work, &p->next_item, thread);
 }
 
 static void run_rope(sf_model *model, const program_op *p, int thread) {
@@ -555,7 +555,7 @@ static void run_op(sf_model *model, program_op *p, int thread) {
     case SF_LINEAR:
     case SF_LOGITS: run_linear(model, p, thread); return;
     case SF_ROPE_STORE_KV: run_rope(model, p, thread); return;
-    case SF_PAGED_ATTENTION: run_attention(model, p); return;
+    case SF_PAGED_ATTENTION: run_attention(model, p, thread); return;
     case SF_MIXTURE_OF_EXPERTS:
         mixture_of_experts(op, p->matrices, buffer_of(model, op->input),
                            buffer_of(model, op->residual), buffer_of(model, op->output),
@@ -587,7 +587,9 @@ int32_t sf_step(sf_model *model, const sf_batch *batch, float *logits) {
     if (ensure_capacity(model, batch) != 0) return -1;
     for (int32_t i = 0; i < model->num_shapes; i++) {
         attention_shape *shape = &model->shapes[i];
-        if (plan_attention(&shape->work, &model->ops[shape->op].op, batch, model->num_threads)) {
+        const sf_op *op = &model->ops[shape->op].op;
+        if (plan_attention(&shape->work, op, batch, &model->layers[op->layer],
+                           model->num_threads) != 0) {
             return fail("out of memory for attention");
         }
     }
