@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -96,6 +97,19 @@ def test_without_a_key_of_its_user_the_gateway_asks_for_none(
         monkeypatch.setenv(variable, value)
 
     assert load_config(GatewayConfig, gateway["command"][1:]).api_key is None
+
+
+def test_workers_find_the_cpu_library_where_the_image_has_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    dockerfile = (ROOT / "Dockerfile").read_text()
+    (built,) = re.findall(r"kernels\.cpu\.build --all --into (\S+)", dockerfile)
+    (variable,) = re.findall(r"SPLITFUSE_CPU_LIBRARY_DIR=(\S+)", dockerfile)
+    monkeypatch.setenv("SPLITFUSE_CPU_LIBRARY_DIR", variable)
+
+    config = load_config(WorkerConfig, ["--model", "/models/current"])
+
+    assert f"COPY --from=cpu-library {built} {config.cpu_library_dir}\n" in dockerfile
 
 
 def test_dockerfile_is_lint_free() -> None:
