@@ -1,19 +1,11 @@
-/* A model: its program with packed weights, its KV cache, the threads, and the walk over the ops. */
+#include "model.h"
 
 #include <limits.h>
-#include <stdbool.h>
 #include <stdlib.h>
 
-#include "attention.h"
-#include "check.h"
 #include "errors.h"
-#include "experts.h"
-#include "matrix.h"
 #include "memory.h"
 #include "pointwise.h"
-#include "pool.h"
-#include "rows.h"
-#include "splitfuse_cpu.h"
 
 enum {
     LINE = 64,
@@ -24,66 +16,7 @@ enum {
     ARENA_SLACK_BYTES = 16384,
 };
 
-typedef struct {
-    sf_op op;
-    matrix *matrices;
-    int32_t num_matrices;
-    int32_t angles;         /* index of the rope angles, -1: nothing turns */
-    int32_t work;           /* index of the attention work */
-    atomic_int next_item;   /* of this attention, in this step */
-    bool ends_with_barrier; /* false: the next op reads only rows that the same thread wrote */
-} program_op;
-
-/* Cosines and sines of one rope, for the tokens of a step: [num_tokens][2][num_frequencies]. */
-typedef struct {
-    const float *frequencies;
-    int32_t num_frequencies;
-    float scale;
-    float *values;
-} rope_table;
-
-/* Attention of one shape; all layers of that shape share its items. */
-typedef struct {
-    int32_t op; /* the first of that shape */
-    attention_work work;
-} attention_shape;
-
-struct sf_model {
-    program_op *ops;
-    int32_t num_ops;
-    sf_buffer *buffers;
-    int32_t num_buffers;
-    int32_t dtype, vocab_size, num_threads;
-    int32_t num_missing_weights;
-    batch_limits limits;
-    pool *threads;
-    char **arenas; /* [num_threads] */
-    size_t *arena_bytes;
-    kv_layer *layers;
-    size_t *layer_bytes; /* of keys and of values: [num_layers][2] */
-    int32_t num_layers;
-    rope_table *ropes;
-    int32_t num_ropes;
-    attention_shape *shapes;
-    int32_t num_shapes;
-    expert_scratch experts;
-    int32_t token_capacity, logits_capacity; /* rows that buffers have */
-    /* of the step that is running */
-    const sf_batch *batch;
-    sf_buffer logits;
-};
-
-static size_t element_bytes(int32_t dtype) { return dtype == SF_BFLOAT16 ? 2 : 4; }
-
 /* ── making one ────────────────────────────────────────────────────────────────────────────── */
-
-/* Rows lie an odd number of cache lines apart, so that the same column of neighbouring rows does
- * not fall into the same set of a cache. */
-static int32_t padded_stride(int32_t width, int32_t dtype) {
-    int32_t per_line = (int32_t)(LINE / element_bytes(dtype));
-    int32_t lines = (width + LANES + per_line - 1) / per_line;
-    return (lines | 1) * per_line;
-}
 
 static bool is_matrix_op(const sf_op *op) {
     return op->kind == SF_LINEAR || op->kind == SF_LOGITS || op->kind == SF_MIXTURE_OF_EXPERTS;
@@ -354,7 +287,7 @@ int64_t sf_kv_cache_bytes(const sf_model *model, int64_t num_blocks, int32_t blo
         kv_layer kv = with_block_size(model->layers[i], block_size);
         elements += keys_per_block_elements(&kv) + values_per_block_elements(&kv);
     }
-    return num_blocks * elements * (int64_t)element_bytes(model->dtype);
+    return num_blocks * elements * element_bytes(model->dtype);
 }
 
 static void free_kv_cache(sf_model *model) {
@@ -373,7 +306,7 @@ int32_t sf_allocate_kv_cache(sf_model *model, int64_t num_blocks, int32_t block_
     for (int32_t i = 0; i < model->num_layers && num_blocks > 0; i++) {
         kv_layer *kv = &model->layers[i];
         *kv = with_block_size(*kv, block_size);
-        size_t of_blocks = (size_t)num_blocks * element_bytes(model->dtype);
+        size_t of_blocks = (size_t)(num_blocks * element_bytes(model->dtype));
         size_t *bytes = &model->layer_bytes[2 * i];
         bytes[0] = of_blocks * (size_t)keys_per_block_elements(kv);
         bytes[1] = of_blocks * (size_t)values_per_block_elements(kv);
@@ -388,100 +321,13 @@ int32_t sf_allocate_kv_cache(sf_model *model, int64_t num_blocks, int32_t block_
     return 0;
 }
 
-/* ── memory for a step ─────────────────────────────────────────────────────────────────────── */
-
-/* Zeroed, so that padding is; the rows that were there are lost. */
-static int resize_buffer(sf_buffer *buffer, int64_t old_rows, int64_t num_rows) {
-    buffer->stride = padded_stride(buffer->width, buffer->dtype);
-    size_t row_bytes = (size_t)buffer->stride * element_bytes(buffer->dtype);
-    unmap_memory(buffer->data, (size_t)old_rows * row_bytes);
-    buffer->data = num_rows > 0 ? map_memory((size_t)num_rows * row_bytes) : NULL;
-    return buffer->data == NULL && num_rows > 0 ? fail("out of memory for activations") : 0;
-}
-
-static int resize_buffers(sf_model *model, bool by_logits_rows, int64_t old_rows,
-                          int64_t num_rows) {
-    for (int32_t i = 0; i < model->num_buffers; i++) {
-        sf_buffer *buffer = &model->buffers[i];
-        if ((buffer->by_logits_rows != 0) != by_logits_rows) continue;
-        if (resize_buffer(buffer, old_rows, num_rows) != 0) return -1;
-    }
-    return 0;
-}
-
-static int32_t choices_per_row(const sf_model *model) {
-    for (int32_t i = 0; i < model->num_ops; i++) {
-        if (model->ops[i].op.kind == SF_MIXTURE_OF_EXPERTS) return model->ops[i].op.top_k;
-    }
-    return 0;
-}
-
-static int resize_experts(sf_model *model, int64_t old_rows, int64_t num_rows) {
-    expert_scratch *e = &model->experts;
-    int64_t top_k = choices_per_row(model);
-    if (top_k == 0) return 0;
-    free(e->experts);
-    free(e->places);
-    free(e->shares);
-    size_t num_choices = (size_t)(num_rows * top_k);
-    e->experts = calloc(num_choices + 1, sizeof *e->experts);
-    e->places = calloc(num_choices + 1, sizeof *e->places);
-    e->shares = calloc(num_choices + 1, sizeof *e->shares);
-    if (e->experts == NULL || e->places == NULL || e->shares == NULL) {
-        return fail("out of memory for activations");
-    }
-    if (resize_buffer(&e->scores, old_rows, num_rows) != 0) return -1;
-    if (resize_buffer(&e->sorted, old_rows * top_k, num_rows * top_k) != 0) return -1;
-    if (resize_buffer(&e->inner, old_rows * top_k, num_rows * top_k) != 0) return -1;
-    return resize_buffer(&e->outputs, old_rows * top_k, num_rows * top_k);
-}
-
-static int resize_ropes(sf_model *model, int64_t num_rows) {
-    for (int32_t i = 0; i < model->num_ropes; i++) {
-        rope_table *rope = &model->ropes[i];
-        free(rope->values);
-        rope->values = malloc((size_t)num_rows * 2 * (size_t)rope->num_frequencies * sizeof(float) + 1);
-        if (rope->values == NULL) return fail("out of memory for activations");
-    }
-    return 0;
-}
-
-static int32_t grown(int32_t capacity, int32_t needed) {
-    return needed > 2 * capacity ? needed : 2 * capacity;
-}
-
-static int ensure_capacity(sf_model *model, const sf_batch *batch) {
-    if (batch->num_tokens > model->token_capacity) {
-        int32_t old = model->token_capacity, rows = grown(old, batch->num_tokens);
-        model->token_capacity = 0; /* until all have grown */
-        if (resize_buffers(model, false, old, rows) != 0) return -1;
-        if (resize_experts(model, old, rows) != 0) return -1;
-        if (resize_ropes(model, rows) != 0) return -1;
-        model->token_capacity = rows;
-    }
-    if (batch->num_logits_rows > model->logits_capacity) {
-        int32_t old = model->logits_capacity, rows = grown(old, batch->num_logits_rows);
-        model->logits_capacity = 0;
-        if (resize_buffers(model, true, old, rows) != 0) return -1;
-        model->logits_capacity = rows;
-    }
-    return 0;
-}
+/* ── its end ───────────────────────────────────────────────────────────────────────────────── */
 
 void sf_destroy(sf_model *model) {
     if (model == NULL) return;
     pool_destroy(model->threads);
     free_kv_cache(model);
-    if (model->buffers != NULL) {
-        resize_buffers(model, false, model->token_capacity, 0);
-        resize_buffers(model, true, model->logits_capacity, 0);
-    }
-    resize_experts(model, model->token_capacity, 0);
-    free(model->experts.experts);
-    free(model->experts.places);
-    free(model->experts.shares);
-    free(model->experts.first);
-    for (int32_t i = 0; i < model->num_ropes; i++) free(model->ropes[i].values);
+    free_scratch(model);
     for (int32_t i = 0; i < model->num_shapes; i++) free_attention_work(&model->shapes[i].work);
     for (int32_t i = 0; model->ops != NULL && i < model->num_ops; i++) {
         for (int32_t m = 0; m < model->ops[i].num_matrices; m++) {
@@ -501,105 +347,4 @@ void sf_destroy(sf_model *model) {
     free(model->layers);
     free(model->layer_bytes);
     free(model);
-}
-
-/* ── a step ────────────────────────────────────────────────────────────────────────────────── */
-
-static const sf_buffer *buffer_of(const sf_model *model, int32_t index) {
-    return index < 0 ? NULL : &model->buffers[index];
-}
-
-static int32_t rows_of(const sf_model *model, int32_t index) {
-    return model->buffers[index].by_logits_rows ? model->batch->num_logits_rows
-                                                : model->batch->num_tokens;
-}
-
-static void run_linear(sf_model *model, const program_op *p, int thread) {
-    const sf_op *op = &p->op;
-    bool is_last = op->kind == SF_LOGITS;
-    epilogue end = {op->bias, op->activation, op->soft_cap, buffer_of(model, op->residual)};
-    multiply(&p->matrices[0], buffer_of(model, op->input),
-             is_last ? &model->logits : buffer_of(model, op->output), &end,
-             rows_of(model, op->input), thread);
-}
-
-static void run_attention(sf_model *model, program_op *p, int thread) {
-    paged_attention(&p->op, model->batch, buffer_of(model, p->op.input),
-                    buffer_of(model, p->op.output), &model->layers[p->op.layer],
-                    &model->shapes[p->work].work, &p->next_item, thread);
-}
-
-static void run_rope(sf_model *model, const program_op *p, int thread) {
-    const float *angles = p->angles < 0 ? NULL : model->ropes[p->angles].values;
-    rope_store_kv(&p->op, model->batch, buffer_of(model, p->op.input), angles,
-                  &model->layers[p->op.layer], thread, model->num_threads);
-}
-
-static void run_by_rows(sf_model *model, const sf_op *op, int thread) {
-    const sf_buffer *in = buffer_of(model, op->input), *out = buffer_of(model, op->output);
-    row_share rows = share_of_rows(rows_of(model, op->output), thread, model->num_threads);
-    switch (op->kind) {
-    case SF_EMBED: embed(op, model->dtype, model->batch->token_ids, out, rows); return;
-    case SF_EMBED_POSITIONS:
-        embed_positions(op, model->dtype, model->batch->positions, out, rows);
-        return;
-    case SF_NORM: norm(op, in, buffer_of(model, op->residual), out, rows); return;
-    case SF_GATED_ACTIVATION: gated_activation(op, in, out, rows); return;
-    case SF_GATHER_ROWS: gather_rows(model->batch->logits_index, in, out, rows); return;
-    }
-}
-
-static void run_op(sf_model *model, program_op *p, int thread) {
-    const sf_op *op = &p->op;
-    switch (op->kind) {
-    case SF_LINEAR:
-    case SF_LOGITS: run_linear(model, p, thread); return;
-    case SF_ROPE_STORE_KV: run_rope(model, p, thread); return;
-    case SF_PAGED_ATTENTION: run_attention(model, p, thread); return;
-    case SF_MIXTURE_OF_EXPERTS:
-        mixture_of_experts(op, p->matrices, buffer_of(model, op->input),
-                           buffer_of(model, op->residual), buffer_of(model, op->output),
-                           &model->experts, rows_of(model, op->input), model->threads, thread);
-        return;
-    default: run_by_rows(model, op, thread);
-    }
-}
-
-static void walk(void *context, int thread) {
-    sf_model *model = context;
-    row_share tokens = share_of_rows(model->batch->num_tokens, thread, model->num_threads);
-    for (int32_t i = 0; i < model->num_ropes; i++) {
-        const rope_table *rope = &model->ropes[i];
-        rope_angles(model->batch->positions, tokens.begin, tokens.end, rope->frequencies,
-                    rope->num_frequencies, rope->scale, rope->values);
-    }
-    for (int32_t i = 0; i < model->num_ops; i++) {
-        run_op(model, &model->ops[i], thread);
-        if (model->ops[i].ends_with_barrier) pool_barrier(model->threads);
-    }
-}
-
-int32_t sf_step(sf_model *model, const sf_batch *batch, float *logits) {
-    if (model->num_missing_weights > 0) {
-        return fail("%d weights are missing", model->num_missing_weights);
-    }
-    if (check_batch(batch, model->limits) != 0) return -1;
-    if (ensure_capacity(model, batch) != 0) return -1;
-    for (int32_t i = 0; i < model->num_shapes; i++) {
-        attention_shape *shape = &model->shapes[i];
-        const sf_op *op = &model->ops[shape->op].op;
-        if (plan_attention(&shape->work, op, batch, &model->layers[op->layer],
-                           model->num_threads) != 0) {
-            return fail("out of memory for attention");
-        }
-    }
-    for (int32_t i = 0; i < model->num_ops; i++) atomic_store(&model->ops[i].next_item, 0);
-    model->batch = batch;
-    model->logits = (sf_buffer){.width = model->vocab_size,
-                                .dtype = SF_FLOAT32,
-                                .by_logits_rows = 1,
-                                .stride = model->vocab_size,
-                                .data = logits};
-    pool_run(model->threads, walk, model);
-    return 0;
 }

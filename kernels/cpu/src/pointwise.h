@@ -34,9 +34,10 @@ INLINE vec activate_vec(int32_t kind, vec x) {
     }
 }
 
+INLINE int64_t element_bytes(int32_t dtype) { return dtype == SF_BFLOAT16 ? 2 : 4; }
+
 INLINE char *row_of(const sf_buffer *buffer, int64_t row) {
-    int64_t element_bytes = buffer->dtype == SF_BFLOAT16 ? 2 : 4;
-    return (char *)buffer->data + row * buffer->stride * element_bytes;
+    return (char *)buffer->data + row * buffer->stride * element_bytes(buffer->dtype);
 }
 
 /* LANES elements of a row from `column` on. Rows are padded, so that the last load of a row may

@@ -1,0 +1,161 @@
+"""How far a step is from the machine's floor, for shapes of models and of batches.
+
+    python -m benchmarks.engine [--shapes smollm2-135m llama-1b] [--backend cpu reference]
+                                [--dtype auto] [--cpu-isa auto] [--threads N] [--json FILE]
+
+Weights are random. The floor is the larger of the bytes a step must read over the measured
+bandwidth, and its arithmetic over the measured rate. Prints the median of all repeats over the
+floor, with the least and the most.
+"""
+
+import argparse
+import json
+import statistics
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.engine.cases import BLOCK_SIZE, CASES, Case, flop, make_batch, num_bytes
+from benchmarks.engine.machine import Machine, measure
+from kernels.backend import Backend
+from kernels.cpu.backend import CpuBackend
+from kernels.cpu.library import CpuLibrary, load_library
+from kernels.program import Program
+from kernels.ragged_batch import RaggedBatch
+from kernels.reference import ReferenceBackend
+from services.worker.device import num_threads, pick_dtype
+from services.worker.models.config import ModelConfig
+from services.worker.models.llama import llama
+
+SHAPES = {
+    "smollm2-135m": ModelConfig(
+        architectures=("LlamaForCausalLM",),
+        vocab_size=49152,
+        hidden_size=576,
+        intermediate_size=1536,
+        num_hidden_layers=30,
+        num_attention_heads=9,
+        num_key_value_heads=3,
+        max_position_embeddings=8192,
+        tie_word_embeddings=True,
+    ),
+    "llama-1b": ModelConfig(
+        architectures=("LlamaForCausalLM",),
+        vocab_size=49152,
+        hidden_size=2048,
+        intermediate_size=8192,
+        num_hidden_layers=16,
+        num_attention_heads=32,
+        num_key_value_heads=8,
+        max_position_embeddings=8192,
+        tie_word_embeddings=True,
+    ),
+}
+MIN_SECONDS, MIN_REPEATS = 1.5, 5
+
+
+def make_backend(
+    name: str, program: Program, dtype: torch.dtype, library: CpuLibrary, threads: int
+) -> Backend:
+    torch.manual_seed(0)
+    weights = {
+        weight: torch.randn(shape, dtype=dtype) * shape[-1] ** -0.5
+        for weight, shape in program.weights.items()
+    }
+    if name == "cpu":
+        return CpuBackend(program, weights, library, threads)
+    return ReferenceBackend(program, weights)
+
+
+def time_steps(backend: Backend, batch: RaggedBatch) -> list[float]:
+    """Seconds of each step, after one that is not counted."""
+    backend.run(batch)
+    times: list[float] = []
+    while len(times) < MIN_REPEATS or sum(times) < MIN_SECONDS:
+        began = time.perf_counter()
+        backend.run(batch)
+        times.append(time.perf_counter() - began)
+    return times
+
+
+def report(
+    program: Program, case: Case, times: list[float], machine: Machine, dtype: torch.dtype
+) -> dict[str, Any]:
+    floor = machine.floor_s(num_bytes(program, case, dtype.itemsize), flop(program, case))
+    median = statistics.median(times)
+    return {
+        "case": case.name,
+        "ms": round(1e3 * median, 2),
+        "floor_ms": round(1e3 * floor, 2),
+        "ratio": round(median / floor, 2),
+        "spread": [round(min(times) / floor, 2), round(max(times) / floor, 2)],
+        "bar": case.bar,
+        "repeats": len(times),
+    }
+
+
+def run(shape: str, options: argparse.Namespace, library: CpuLibrary) -> dict[str, Any]:
+    """All cases of a shape, the machine measured before and after."""
+    dtype = pick_dtype(options.dtype, torch.device("cpu"), None)
+    program = llama(SHAPES[shape]).program
+    is_bf16 = dtype == torch.bfloat16
+
+    def machine_now() -> Machine:
+        return measure(library.instruction_set, options.threads, is_bf16)
+
+    before = machine_now()
+    results = {}
+    for name in options.backend:
+        backend = make_backend(name, program, dtype, library, options.threads)
+        timed = {}
+        for case in CASES:
+            backend.allocate_kv_cache(case.num_blocks, BLOCK_SIZE)
+            timed[case] = time_steps(backend, make_batch(case, program.vocab_size))
+        results[name] = timed
+        del backend
+    after = machine_now()
+    machine = Machine(
+        max(before.read_bytes_per_s, after.read_bytes_per_s),
+        max(before.flop_per_s, after.flop_per_s),
+    )
+    print(
+        f"\n{shape}, {dtype}, {library.instruction_set}, {options.threads} threads: "
+        f"reads {machine.read_bytes_per_s / 1e9:.1f} GB/s "
+        f"({before.read_bytes_per_s / 1e9:.1f} before, {after.read_bytes_per_s / 1e9:.1f} after), "
+        f"computes {machine.flop_per_s / 1e9:.0f} GFLOP/s"
+    )
+    lines = []
+    for name, timed in results.items():
+        for case, times in timed.items():
+            line = {"backend": name, **report(program, case, times, machine, dtype)}
+            lines.append(line)
+            print(
+                f"  {name:9} {case.name:28} {line['ms']:9.2f} ms, floor {line['floor_ms']:8.2f}: "
+                f"{line['ratio']:5.2f}x ({line['spread'][0]:.2f}-{line['spread'][1]:.2f}), "
+                f"bar {case.bar}x",
+                flush=True,
+            )
+    return {"shape": shape, "dtype": str(dtype), "machine": machine, "lines": lines}
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=list(SHAPES))
+    parser.add_argument("--backend", nargs="+", choices=("cpu", "reference"), default=["cpu"])
+    parser.add_argument("--dtype", default="auto")
+    parser.add_argument("--cpu-isa", default="auto")
+    parser.add_argument("--threads", type=int, default=num_threads(None))
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args(argv)
+    torch.set_num_threads(options.threads)
+    library = load_library(None if options.cpu_isa == "auto" else options.cpu_isa)
+    reports = [run(shape, options, library) for shape in options.shapes]
+    if options.json:
+        options.json.write_text(json.dumps(reports, indent=2, default=repr) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,133 @@
+"""A model whose every step is one call into C; see `src/splitfuse_cpu.h`."""
+
+import ctypes
+from collections.abc import Callable, MutableMapping
+
+import torch
+from torch import Tensor
+
+from kernels.cpu.encode import DTYPES, EncodedProgram, encode
+from kernels.cpu.library import Batch, CpuLibrary
+from kernels.program import Program
+from kernels.ragged_batch import RaggedBatch
+
+# How often a thread that waits at a barrier looks for the others before it sleeps.
+SPIN = 2000
+
+
+class CpuBackendError(Exception):
+    """The library refused what it was given, or memory or threads are short; the text says what."""
+
+
+class CpuBackend:
+    """A `kernels.backend.Backend` in C, for CPUs.
+
+    A row's result does not depend on what else is in the batch, bit for bit.
+    """
+
+    def __init__(
+        self,
+        program: Program,
+        weights: MutableMapping[str, Tensor],
+        library: CpuLibrary,
+        num_threads: int,
+        checkpoint: Callable[[], None] = lambda: None,
+        spin: int = SPIN,
+    ) -> None:
+        """Take over the weights.
+
+        Args:
+            program: validated here.
+            weights: one tensor per entry of `program.weights`, on the CPU, all float32 or all
+                bfloat16. It is emptied: each is packed and the plain one freed in turn. Only
+                tables that tokens are looked up in stay.
+            num_threads: that compute, the caller's included.
+            checkpoint: called between weights; may raise to give up.
+
+        Raises:
+            ProgramError: the program contradicts itself.
+            CpuBackendError: the dtype is another one, or memory or threads are short.
+        """
+        program.validate()
+        dtype = next(iter(weights.values())).dtype
+        if dtype not in DTYPES:
+            raise CpuBackendError(f"the CPU backend computes in float32 and bfloat16, not {dtype}")
+        self._library = library
+        self._vocab_size = program.vocab_size
+        self._logits = torch.empty(0, self._vocab_size)
+        self._encoded = encode(program, weights, dtype)
+        self._model = self._create(self._encoded, DTYPES[dtype], num_threads, spin)
+        for name in program.weights:
+            checkpoint()
+            self._pack(name, weights.pop(name))
+
+    def __del__(self) -> None:
+        if model := getattr(self, "_model", None):
+            self._library.functions.sf_destroy(model)
+
+    @property
+    def name(self) -> str:
+        return "cpu"
+
+    def kv_cache_bytes(self, num_blocks: int, block_size: int) -> int:
+        num_bytes: int = self._library.functions.sf_kv_cache_bytes(
+            self._model, num_blocks, block_size
+        )
+        return num_bytes
+
+    def allocate_kv_cache(self, num_blocks: int, block_size: int) -> None:
+        self._check(
+            self._library.functions.sf_allocate_kv_cache(self._model, num_blocks, block_size)
+        )
+
+    def run(self, batch: RaggedBatch) -> Tensor:
+        """See `kernels.backend`; the logits are valid until the next call.
+
+        Raises:
+            CpuBackendError: an index of the batch is out of range; nothing was computed.
+        """
+        num_rows = len(batch.logits_index)
+        if num_rows > len(self._logits):
+            self._logits = torch.empty(max(num_rows, 2 * len(self._logits)), self._vocab_size)
+        logits = self._logits[:num_rows]
+        packed = Batch(
+            num_tokens=batch.num_tokens,
+            num_seqs=batch.num_seqs,
+            max_num_blocks=batch.block_tables.shape[1],
+            num_logits_rows=num_rows,
+            token_ids=batch.token_ids.ctypes.data,
+            positions=batch.positions.ctypes.data,
+            cu_seqlens_q=batch.cu_seqlens_q.ctypes.data,
+            kv_lens=batch.kv_lens.ctypes.data,
+            block_tables=batch.block_tables.ctypes.data,
+            slot_mapping=batch.slot_mapping.ctypes.data,
+            logits_index=batch.logits_index.ctypes.data,
+        )
+        self._check(
+            self._library.functions.sf_step(self._model, ctypes.byref(packed), logits.data_ptr())
+        )
+        return logits
+
+    def _create(
+        self, encoded: EncodedProgram, dtype: int, num_threads: int, spin: int
+    ) -> ctypes.c_void_p:
+        model: ctypes.c_void_p | None = self._library.functions.sf_create(
+            *(encoded.ops, len(encoded.ops), encoded.buffers, len(encoded.buffers)),
+            *(dtype, self._vocab_size, num_threads, spin),
+        )
+        if not model:
+            raise CpuBackendError(self._library.last_error() or "out of memory")
+        return model
+
+    def _pack(self, name: str, weight: Tensor) -> None:
+        for matrix in self._encoded.matrices.get(name, ()):
+            values = (weight if matrix.index is None else weight[matrix.index]).contiguous()
+            self._check(
+                self._library.functions.sf_set_weight(
+                    self._model, matrix.op, matrix.part, values.data_ptr()
+                )
+            )
+
+    def _check(self, code: int) -> None:
+        if code != 0:
+            raise CpuBackendError(self._library.last_error())

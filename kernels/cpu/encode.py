@@ -1,0 +1,331 @@
+"""A program as the structs that the C library walks.
+
+Two things are decided here. A buffer that a matrix or attention reads has the model's dtype, all
+others are float32: sums of many layers pile up in the residual stream. And a gated activation
+that alone reads the linear before it becomes part of that linear.
+"""
+
+import ctypes
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import IntEnum
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from kernels.cpu.library import Buffer as CBuffer
+from kernels.cpu.library import Op as COp
+from kernels.program import (
+    Activation,
+    Embed,
+    EmbedPositions,
+    GatedActivation,
+    GatherRows,
+    Linear,
+    Logits,
+    MixtureOfExperts,
+    Norm,
+    Op,
+    PagedAttention,
+    Program,
+    RopeStoreKv,
+)
+
+
+class Dtype(IntEnum):
+    """`sf_dtype`."""
+
+    FLOAT32 = 0
+    BFLOAT16 = 1
+
+
+class Kind(IntEnum):
+    """`sf_kind`."""
+
+    EMBED = 0
+    EMBED_POSITIONS = 1
+    NORM = 2
+    LINEAR = 3
+    ROPE_STORE_KV = 4
+    PAGED_ATTENTION = 5
+    GATED_ACTIVATION = 6
+    GATHER_ROWS = 7
+    MIXTURE_OF_EXPERTS = 8
+    LOGITS = 9
+
+
+DTYPES = {torch.float32: Dtype.FLOAT32, torch.bfloat16: Dtype.BFLOAT16}
+_ACTIVATIONS: Mapping[Activation | None, int] = {
+    None: 0,
+    "relu": 1,
+    "silu": 2,
+    "gelu": 3,
+    "gelu_tanh": 4,
+}
+_NORMS = {"rms": 0, "layer": 1}
+
+
+@dataclass(frozen=True, slots=True)
+class Matrix:
+    """Where a weight goes: `part` as `sf_set_weight` counts them, `index` into its first axis."""
+
+    op: int
+    part: int
+    index: int | None = None  # of experts: which one
+
+
+@dataclass(slots=True)
+class EncodedProgram:
+    """What `sf_create` takes, and which weights go where."""
+
+    ops: "ctypes.Array[COp]"
+    buffers: "ctypes.Array[CBuffer]"
+    #: by weight: the matrices that are packed from it
+    matrices: dict[str, list[Matrix]] = field(default_factory=dict)
+    #: arrays that the ops point to
+    kept_alive: list[object] = field(default_factory=list)
+
+
+def encode(program: Program, weights: Mapping[str, Tensor], dtype: torch.dtype) -> EncodedProgram:
+    """Lay a program out for C.
+
+    Args:
+        program: validated.
+        weights: those that are not packed (tables, norms, biases) are copied or kept alive.
+        dtype: float32 or bfloat16.
+    """
+    encoder = _Encoder(program, weights)
+    ops = [encoder.op(op) for op in _fuse(program)]
+    multiplied = _multiplied(program)
+    buffers = [
+        CBuffer(
+            width=buffer.width,
+            dtype=DTYPES[dtype] if name in multiplied else Dtype.FLOAT32,
+            by_logits_rows=buffer.rows == "logits",
+        )
+        for name, buffer in program.buffers.items()
+    ]
+    return EncodedProgram(
+        (COp * len(ops))(*ops),
+        (CBuffer * len(buffers))(*buffers),
+        encoder.matrices,
+        encoder.kept_alive,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _GatedLinear:
+    """A linear of [gate | up], and what makes one of the two."""
+
+    linear: Linear
+    gated: GatedActivation
+
+
+def _fuse(program: Program) -> list[Op | _GatedLinear]:
+    reads = Counter(name for op in program.ops for name in _inputs(op))
+    fused: list[Op | _GatedLinear] = []
+    for op in program.ops:
+        before = fused[-1] if fused else None
+        if (
+            isinstance(op, GatedActivation)
+            and isinstance(before, Linear)
+            and before.out == op.input
+            and reads[op.input] == 1
+            and before.activation is None
+            and before.residual is None
+            and before.input != op.out
+        ):
+            fused[-1] = _GatedLinear(before, op)
+        else:
+            fused.append(op)
+    return fused
+
+
+def _inputs(op: Op) -> list[str]:
+    match op:
+        case Embed():
+            return []
+        case EmbedPositions():
+            return [op.out]
+        case RopeStoreKv() | PagedAttention():
+            return [op.qkv]
+        case Norm() | Linear() | MixtureOfExperts():
+            return [op.input] if op.residual is None else [op.input, op.residual]
+        case GatedActivation() | GatherRows() | Logits():
+            return [op.input]
+
+
+def _multiplied(program: Program) -> set[str]:
+    """Buffers that a matrix or attention reads, and what attention writes."""
+    names: set[str] = set()
+    for op in program.ops:
+        match op:
+            case Linear() | Logits() | MixtureOfExperts():
+                names.add(op.input)
+            case RopeStoreKv():
+                names.add(op.qkv)
+            case PagedAttention():
+                names |= {op.qkv, op.out}
+            case _:
+                pass
+    return names
+
+
+class _Encoder:
+    def __init__(self, program: Program, weights: Mapping[str, Tensor]) -> None:
+        self._program = program
+        self._weights = weights
+        self._numbers = {name: number for number, name in enumerate(program.buffers)}
+        self._frequencies: dict[tuple[float, ...], int] = {}
+        self._num_ops = 0
+        self.matrices: dict[str, list[Matrix]] = {}
+        self.kept_alive: list[object] = []
+
+    def op(self, op: Op | _GatedLinear) -> COp:
+        encoded = self._encode(op)
+        self._num_ops += 1
+        return encoded
+
+    def _encode(self, op: Op | _GatedLinear) -> COp:
+        match op:
+            case Embed():
+                return self._make(Kind.EMBED, out=op.out, **self._table(op.weight))
+            case EmbedPositions():
+                table = self._table(op.weight)
+                return self._make(Kind.EMBED_POSITIONS, out=op.out, offset=op.offset, **table)
+            case Norm():
+                return self._norm(op)
+            case Linear():
+                return self._linear(op, op.out)
+            case _GatedLinear():
+                gate = _ACTIVATIONS[op.gated.kind]
+                return self._linear(op.linear, op.gated.out, activation=gate, is_gated=1)
+            case RopeStoreKv():
+                return self._rope_store_kv(op)
+            case PagedAttention():
+                return self._paged_attention(op)
+            case GatedActivation():
+                activation = _ACTIVATIONS[op.kind]
+                return self._make(Kind.GATED_ACTIVATION, op.input, op.out, activation=activation)
+            case GatherRows():
+                return self._make(Kind.GATHER_ROWS, op.input, op.out)
+            case MixtureOfExperts():
+                return self._experts(op)
+            case Logits():
+                self._add_matrix(op.weight, 0)
+                rows, width = self._program.weights[op.weight]
+                return self._make(
+                    Kind.LOGITS,
+                    op.input,
+                    in_width=width,
+                    out_width=rows,
+                    soft_cap=op.soft_cap or 0.0,
+                )
+
+    def _make(
+        self,
+        kind: Kind,
+        input: str | None = None,
+        out: str | None = None,
+        residual: str | None = None,
+        **fields: float | None,
+    ) -> COp:
+        def number(name: str | None) -> int:
+            return -1 if name is None else self._numbers[name]
+
+        numbers = {"input": number(input), "output": number(out), "residual": number(residual)}
+        return COp(kind=kind, **numbers, **fields)
+
+    def _norm(self, op: Norm) -> COp:
+        return self._make(
+            Kind.NORM,
+            op.input,
+            op.out,
+            op.residual,
+            norm=_NORMS[op.kind],
+            eps=op.eps,
+            weight=self._float32(op.weight),
+            bias=None if op.bias is None else self._float32(op.bias),
+        )
+
+    def _linear(self, op: Linear, out: str, activation: int = 0, is_gated: int = 0) -> COp:
+        self._add_matrix(op.weight, 0)
+        rows, width = self._program.weights[op.weight]
+        return self._make(
+            Kind.LINEAR,
+            op.input,
+            out,
+            op.residual,
+            in_width=width,
+            out_width=rows,
+            is_gated=is_gated,
+            activation=activation or _ACTIVATIONS[op.activation],
+            bias=None if op.bias is None else self._float32(op.bias),
+        )
+
+    def _rope_store_kv(self, op: RopeStoreKv) -> COp:
+        rope = op.rope
+        return self._make(
+            Kind.ROPE_STORE_KV,
+            op.qkv,
+            layer=op.layer,
+            num_heads=op.num_heads,
+            num_kv_heads=op.num_kv_heads,
+            head_dim=op.head_dim,
+            num_frequencies=0 if rope is None else len(rope.inv_freq),
+            rope_scale=1.0 if rope is None else rope.scale,
+            frequencies=None if rope is None else self._frequency_table(rope.inv_freq),
+        )
+
+    def _paged_attention(self, op: PagedAttention) -> COp:
+        return self._make(
+            Kind.PAGED_ATTENTION,
+            op.qkv,
+            op.out,
+            layer=op.layer,
+            num_heads=op.num_heads,
+            num_kv_heads=op.num_kv_heads,
+            head_dim=op.head_dim,
+            scale=op.scale,
+            sliding_window=op.sliding_window or 0,
+            soft_cap=op.soft_cap or 0.0,
+        )
+
+    def _experts(self, op: MixtureOfExperts) -> COp:
+        self._add_matrix(op.router, 0)
+        for expert in range(op.num_experts):
+            self._add_matrix(op.gate_up, 1 + 2 * expert, expert)
+            self._add_matrix(op.down, 2 + 2 * expert, expert)
+        return self._make(
+            Kind.MIXTURE_OF_EXPERTS,
+            op.input,
+            op.out,
+            op.residual,
+            num_experts=op.num_experts,
+            top_k=op.top_k,
+            inner_width=self._program.weights[op.down][2],
+            activation=_ACTIVATIONS[op.activation],
+        )
+
+    def _add_matrix(self, weight: str, part: int, index: int | None = None) -> None:
+        self.matrices.setdefault(weight, []).append(Matrix(self._num_ops, part, index))
+
+    def _table(self, weight: str) -> dict[str, int]:
+        tensor = self._weights[weight].contiguous()
+        self.kept_alive.append(tensor)
+        return {"table": tensor.data_ptr(), "num_rows": len(tensor)}
+
+    def _float32(self, weight: str) -> int:
+        tensor = self._weights[weight].float().contiguous()
+        self.kept_alive.append(tensor)
+        return tensor.data_ptr()
+
+    def _frequency_table(self, inv_freq: tuple[float, ...]) -> int:
+        """One address per table: layers that share it share their angles."""
+        if inv_freq not in self._frequencies:
+            array = np.array(inv_freq, np.float32)
+            self.kept_alive.append(array)
+            self._frequencies[inv_freq] = array.ctypes.data
+        return self._frequencies[inv_freq]

@@ -1,0 +1,24 @@
+/* Where a tile of the KV cache lies, and how it is told apart by bytes; the layout is in attention.h. */
+#ifndef SPLITFUSE_KV_CACHE_H
+#define SPLITFUSE_KV_CACHE_H
+
+#include "attention.h"
+
+static inline int64_t kv_element_bytes(const kv_layer *kv) {
+    return kv->dtype == SF_BFLOAT16 ? 2 : 4;
+}
+
+static inline int64_t tile_number(const kv_layer *kv, int32_t block, int32_t kv_head,
+                                  int32_t tile_in_block) {
+    return ((int64_t)block * kv->num_kv_heads + kv_head) * kv->tiles_per_block + tile_in_block;
+}
+
+static inline char *key_tile(const kv_layer *kv, int64_t tile) {
+    return (char *)kv->keys + tile * KEYS_PER_TILE * kv->key_dim * kv_element_bytes(kv);
+}
+
+static inline char *value_tile(const kv_layer *kv, int64_t tile) {
+    return (char *)kv->values + tile * KEYS_PER_TILE * kv->value_dim * kv_element_bytes(kv);
+}
+
+#endif

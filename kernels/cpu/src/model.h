@@ -1,0 +1,73 @@
+/* What a model is made of. It is made and freed in model.c, its memory for steps grows in scratch.c,
+ * and steps run in step.c. */
+#ifndef SPLITFUSE_MODEL_H
+#define SPLITFUSE_MODEL_H
+
+#include <stdbool.h>
+
+#include "attention.h"
+#include "check.h"
+#include "experts.h"
+#include "matrix.h"
+#include "pool.h"
+#include "splitfuse_cpu.h"
+
+typedef struct {
+    sf_op op;
+    matrix *matrices;
+    int32_t num_matrices;
+    int32_t angles;         /* index of the rope angles, -1: nothing turns */
+    int32_t work;           /* index of the attention work */
+    atomic_int next_item;   /* of this attention, in this step */
+    bool ends_with_barrier; /* false: the next op reads only rows that the same thread wrote */
+} program_op;
+
+/* Cosines and sines of one rope, for the tokens of a step: [num_tokens][2][num_frequencies]. */
+typedef struct {
+    const float *frequencies;
+    int32_t num_frequencies;
+    float scale;
+    float *values;
+} rope_table;
+
+/* Attention of one shape; all layers of that shape share its items. */
+typedef struct {
+    int32_t op; /* the first of that shape */
+    attention_work work;
+} attention_shape;
+
+struct sf_model {
+    program_op *ops;
+    int32_t num_ops;
+    sf_buffer *buffers;
+    int32_t num_buffers;
+    int32_t dtype, vocab_size, num_threads;
+    int32_t num_missing_weights;
+    batch_limits limits;
+    pool *threads;
+    char **arenas; /* [num_threads] */
+    size_t *arena_bytes;
+    kv_layer *layers;
+    size_t *layer_bytes; /* of keys and of values: [num_layers][2] */
+    int32_t num_layers;
+    rope_table *ropes;
+    int32_t num_ropes;
+    attention_shape *shapes;
+    int32_t num_shapes;
+    expert_scratch experts;
+    int32_t token_capacity, logits_capacity; /* rows that buffers have */
+    /* of the step that is running */
+    const sf_batch *batch;
+    sf_buffer logits;
+};
+
+/* Elements from one row of a buffer to the next. */
+int32_t padded_stride(int32_t width, int32_t dtype);
+
+/* Give buffers and tables as many rows as a batch needs; what they held is lost. Returns 0, or -1
+ * with the error kept. */
+int ensure_capacity(sf_model *model, const sf_batch *batch);
+
+void free_scratch(sf_model *model);
+
+#endif

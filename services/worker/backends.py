@@ -1,0 +1,75 @@
+"""Which implementation of the ops a worker runs on."""
+
+from collections.abc import Callable, MutableMapping
+
+import structlog
+import torch
+from torch import Tensor
+
+from common.config import WorkerOptions
+from common.errors import ConfigError, StartupError
+from kernels.backend import Backend
+from kernels.cpu.backend import CpuBackend, CpuBackendError
+from kernels.cpu.encode import DTYPES
+from kernels.cpu.errors import CpuLibraryError
+from kernels.cpu.library import CpuLibrary, load_library
+from kernels.cpu.library_cache import LibraryCache, default_directory
+from kernels.program import Program
+from kernels.reference import ReferenceBackend
+from services.worker.device import num_threads
+
+logger = structlog.get_logger(__name__)
+
+
+def make_backend(
+    options: WorkerOptions,
+    device: torch.device,
+    dtype: torch.dtype,
+    program: Program,
+    weights: MutableMapping[str, Tensor],
+    checkpoint: Callable[[], None],
+) -> Backend:
+    """Make what `--backend` asks for; "auto" is the fastest that this machine can run.
+
+    Args:
+        weights: emptied.
+
+    Raises:
+        ConfigError: the backend does not compute on this device or in this dtype.
+        StartupError: the backend was asked for by name and cannot be had.
+    """
+    threads = num_threads(options.cpu_threads)
+    library = _cpu_library(options, device, dtype)
+    if library is None:
+        torch.set_num_threads(threads)
+        return ReferenceBackend(program, weights, checkpoint)
+    torch.set_num_threads(1)  # the library has threads of its own
+    try:
+        return CpuBackend(program, weights, library, threads, checkpoint)
+    except CpuBackendError as error:
+        raise StartupError(f"cpu backend: {error}") from None
+
+
+def _cpu_library(
+    options: WorkerOptions, device: torch.device, dtype: torch.dtype
+) -> CpuLibrary | None:
+    """None: the reference backend it is."""
+    if options.backend == "reference":
+        return None
+    if device.type != "cpu" or dtype not in DTYPES:
+        if options.backend == "cpu":
+            raise ConfigError(
+                f"--backend cpu computes on a CPU in float32 or bfloat16, not on {device} in "
+                f"{str(dtype).removeprefix('torch.')}"
+            )
+        return None
+    try:
+        return load_library(
+            None if options.cpu_isa == "auto" else options.cpu_isa,
+            LibraryCache(default_directory(), options.cpu_library_dir),
+        )
+    except CpuLibraryError as error:
+        if options.backend == "cpu" or options.cpu_isa != "auto":
+            raise StartupError(f"cpu backend: {error}") from None
+        logger.warning("the reference backend serves, which is slower", reason=str(error))
+        return None
