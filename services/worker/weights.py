@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from common.errors import StartupError
-from services.worker.models.model import Model
+from services.worker.models.model import Model, Part
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
@@ -42,15 +42,16 @@ def load_weights(
         StartupError: there are no safetensors, a file is damaged, or tensors are missing,
             not expected or of another shape; the message names them.
     """
-    wanted = {part.tensor for parts in model.sources.values() for part in parts}
     shards = _find_shards(model_dir)
     found = {name for names in shards.values() for name in names}
+    sources = _sources(model, found)
+    wanted = {part.tensor for parts in sources.values() for part in parts}
     _check_names(model_dir, wanted, found, model.ignored)
     weights = {
         name: torch.empty(shape, dtype=dtype, device=device)
         for name, shape in model.program.weights.items()
     }
-    places = _places(model, weights)
+    places = _places(sources, weights)
     for done, (name, tensor) in enumerate(_read(shards, wanted), start=1):
         place = places[name]
         if tensor.shape != place.shape:
@@ -105,15 +106,29 @@ def _some(names: set[str], limit: int = 5) -> str:
     return first if len(names) <= limit else f"{first} and {len(names) - limit} more"
 
 
-def _places(model: Model, weights: dict[str, Tensor]) -> dict[str, Tensor]:
+def _sources(model: Model, found: set[str]) -> dict[str, tuple[Part, ...]]:
+    """The parts of each weight by the names that this checkpoint has for them."""
+    others = {n: parts for n, parts in model.alternatives.items() if parts[0].tensor in found}
+    return {**model.sources, **others}
+
+
+def _places(sources: dict[str, tuple[Part, ...]], weights: dict[str, Tensor]) -> dict[str, Tensor]:
     """For each checkpoint tensor the rows of the weight that it fills."""
     places = {}
-    for name, parts in model.sources.items():
-        begin = 0
+    for name, parts in sources.items():
+        if len(parts) == 1:
+            places[parts[0].tensor] = weights[name]
+            continue
+        rows, begin = _as_rows(weights[name]), 0
         for part in parts:
-            places[part.tensor] = weights[name].narrow(0, begin, part.num_rows)
+            places[part.tensor] = rows.narrow(0, begin, part.num_rows)
             begin += part.num_rows
     return places
+
+
+def _as_rows(weight: Tensor) -> Tensor:
+    """The same memory; the matrices of a weight of three dimensions, one below the other."""
+    return weight.flatten(0, 1) if weight.dim() == 3 else weight
 
 
 def _read(shards: dict[Path, list[str]], wanted: set[str]) -> Iterator[tuple[str, Tensor]]:

@@ -29,7 +29,7 @@ class RopeParameters(msgspec.Struct, frozen=True):
 
 
 class ModelConfig(msgspec.Struct, frozen=True):
-    """The fields that families read; everything else in the file is left alone."""
+    """The fields that families read, as Llama's config calls them; the rest is left alone."""
 
     architectures: tuple[str, ...]
     vocab_size: int
@@ -48,6 +48,26 @@ class ModelConfig(msgspec.Struct, frozen=True):
     sliding_window: int | None = None
     dtype: str | None = None
     rope: RopeParameters = RopeParameters()
+    # qwen2
+    use_sliding_window: bool = False
+    max_window_layers: int = 28
+    layer_types: tuple[str, ...] | None = None
+    # mixtral
+    num_local_experts: int = 8
+    num_experts_per_tok: int = 2
+    # falcon
+    alibi: bool = False
+    bias: bool = False
+    layer_norm_epsilon: float = 1e-5
+    multi_query: bool = True
+    new_decoder_architecture: bool = False
+    parallel_attn: bool = True
+    # opt
+    do_layer_norm_before: bool = True
+    enable_bias: bool = True
+    layer_norm_elementwise_affine: bool = True
+    remove_final_layer_norm: bool = False
+    word_embed_proj_dim: int | None = None
 
     @property
     def num_kv_heads(self) -> int:
@@ -57,6 +77,20 @@ class ModelConfig(msgspec.Struct, frozen=True):
     def head_size(self) -> int:
         """Dimensions of one attention head."""
         return self.head_dim or self.hidden_size // max(self.num_attention_heads, 1)
+
+    def require(self, **values: object) -> None:
+        """Refuse a model that a family does not compute.
+
+        Raises:
+            StartupError: a field has another value than the given one.
+        """
+        for name, needed in values.items():
+            value = getattr(self, name)
+            if value != needed:
+                raise StartupError(
+                    f"{name} {value} is not supported for {', '.join(self.architectures)}; "
+                    f"only {needed} is"
+                )
 
 
 def read_config(model_dir: Path) -> ModelConfig:
@@ -68,7 +102,7 @@ def read_config(model_dir: Path) -> ModelConfig:
     """
     path = model_dir / CONFIG_FILE
     try:
-        raw = msgspec.json.decode(path.read_bytes(), type=dict[str, Any])
+        raw = _spell_like_llama(msgspec.json.decode(path.read_bytes(), type=dict[str, Any]))
         raw["rope"] = _rope_parameters(raw)
         raw["dtype"] = raw.get("dtype") or raw.get("torch_dtype")
         config = msgspec.convert(raw, ModelConfig)
@@ -78,6 +112,45 @@ def read_config(model_dir: Path) -> ModelConfig:
         raise StartupError(f"{path} cannot be used: {error}") from None
     _check(config, raw, path)
     return config
+
+
+_RENAMED = {
+    "falcon": {"ffn_hidden_size": "intermediate_size", "activation": "hidden_act"},
+    "opt": {
+        "ffn_dim": "intermediate_size",
+        "activation_function": "hidden_act",
+        "_remove_final_layer_norm": "remove_final_layer_norm",
+    },
+}
+
+
+def _spell_like_llama(raw: dict[str, Any]) -> dict[str, Any]:
+    """One name for each field, no nulls, and the defaults of the model's type."""
+    names = _RENAMED.get(str(raw.get("model_type")), {})
+    given = {names.get(name, name): value for name, value in raw.items() if value is not None}
+    return _defaults(given) | given
+
+
+def _defaults(raw: dict[str, Any]) -> dict[str, Any]:
+    """What transformers takes for fields left out, where that is not what Llama has."""
+    match raw:
+        case {"model_type": "falcon", "hidden_size": int(hidden)}:
+            return {
+                "intermediate_size": 4 * hidden,
+                "hidden_act": "gelu",
+                "max_position_embeddings": 2048,
+                "tie_word_embeddings": True,
+            }
+        case {"model_type": "opt", "hidden_size": hidden}:
+            return {
+                "hidden_act": "relu",
+                "tie_word_embeddings": True,
+                "word_embed_proj_dim": hidden,
+            }
+        case {"model_type": "mixtral"}:
+            return {"rms_norm_eps": 1e-5, "rope_theta": 1e6}
+        case _:
+            return {}
 
 
 def _rope_parameters(raw: dict[str, Any]) -> dict[str, Any]:

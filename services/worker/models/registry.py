@@ -4,12 +4,20 @@ from collections.abc import Callable, Mapping
 
 from common.errors import StartupError
 from services.worker.models.config import ModelConfig
+from services.worker.models.falcon import falcon
 from services.worker.models.llama import llama
+from services.worker.models.mixtral import mixtral
 from services.worker.models.model import Model
+from services.worker.models.opt import opt
+from services.worker.models.qwen2 import qwen2
 
 FAMILIES: Mapping[str, Callable[[ModelConfig], Model]] = {
     "LlamaForCausalLM": llama,
     "MistralForCausalLM": llama,  # the same, with a sliding window where the config has one
+    "Qwen2ForCausalLM": qwen2,
+    "MixtralForCausalLM": mixtral,
+    "FalconForCausalLM": falcon,
+    "OPTForCausalLM": opt,
 }
 
 

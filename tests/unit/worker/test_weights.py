@@ -12,7 +12,7 @@ from services.worker.models.config import read_config
 from services.worker.models.model import Model
 from services.worker.models.registry import make_model
 from services.worker.weights import load_weights
-from tests.support.tiny_models import make_tiny_llama
+from tests.support.tiny_models import make_tiny, make_tiny_llama
 
 CPU = torch.device("cpu")
 Q_PROJ = "model.layers.1.self_attn.q_proj.weight"
@@ -59,6 +59,28 @@ def test_projections_are_fused_row_by_row(checkpoint: Path) -> None:
     qkv = torch.cat([tensors[f"{attn}.{x}_proj.weight"] for x in "qkv"])
     assert torch.equal(weights["layers.1.qkv"], qkv)
     assert set(weights) == set(declared(checkpoint).program.weights)
+
+
+def test_experts_load_alike_from_tensors_of_their_own_and_from_fused_ones(tmp_path: Path) -> None:
+    make_tiny("mixtral", tmp_path / "apart")
+    make_tiny("mixtral", tmp_path / "fused", fused_experts=True)
+
+    apart, fused = load(tmp_path / "apart"), load(tmp_path / "fused")
+
+    names = load_file(tmp_path / "fused" / "model.safetensors").keys()
+    assert not any("block_sparse_moe" in name for name in names)
+    assert all(torch.equal(apart[name], fused[name]) for name in apart)
+
+
+def test_misshaped_experts_are_named_with_both_shapes(tmp_path: Path) -> None:
+    make_tiny("mixtral", tmp_path, fused_experts=True)
+    tensors = load_file(tmp_path / "model.safetensors")
+    name = "model.layers.1.mlp.experts.gate_up_proj"
+    tensors[name] = tensors[name].transpose(1, 2).contiguous()
+    rewrite(tmp_path, tensors)
+
+    with pytest.raises(StartupError, match=r"gate_up_proj .* \[5, 60, 168\].* \[5, 168, 60\]"):
+        load(tmp_path)
 
 
 def test_shards_load_like_one_file(checkpoint: Path) -> None:

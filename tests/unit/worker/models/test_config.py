@@ -45,6 +45,29 @@ def test_both_spellings_of_rope_mean_the_same(tmp_path: Path) -> None:
     assert both.rope.rope_theta == 5e5
 
 
+def test_fields_of_falcon_and_opt_are_called_as_in_llama(tmp_path: Path) -> None:
+    falcon = read(
+        tmp_path, model_type="falcon", intermediate_size=..., ffn_hidden_size=90, activation="relu"
+    )
+    opt = read(
+        tmp_path, model_type="opt", intermediate_size=..., ffn_dim=90, activation_function="gelu"
+    )
+
+    assert (falcon.intermediate_size, falcon.hidden_act) == (90, "relu")
+    assert (opt.intermediate_size, opt.hidden_act) == (90, "gelu")
+
+
+def test_what_is_left_out_has_the_default_of_its_type(tmp_path: Path) -> None:
+    falcon = read(tmp_path, model_type="falcon", intermediate_size=..., max_position_embeddings=...)
+    opt = read(tmp_path, model_type="opt", intermediate_size=..., ffn_dim=90)
+    mixtral = read(tmp_path, model_type="mixtral")
+
+    assert (falcon.intermediate_size, falcon.max_position_embeddings) == (4 * 64, 2048)
+    assert (falcon.hidden_act, falcon.tie_word_embeddings) == ("gelu", True)
+    assert (opt.hidden_act, opt.word_embed_proj_dim, opt.tie_word_embeddings) == ("relu", 64, True)
+    assert (mixtral.rope.rope_theta, mixtral.rms_norm_eps) == (1e6, 1e-5)
+
+
 def test_dtype_has_two_names(tmp_path: Path) -> None:
     assert read(tmp_path, torch_dtype="float16").dtype == "float16"
     assert read(tmp_path, dtype="bfloat16").dtype == "bfloat16"
@@ -54,6 +77,8 @@ def test_dtype_has_two_names(tmp_path: Path) -> None:
     ("fields", "complaint"),
     [
         ({"hidden_size": ...}, "missing required field `hidden_size`"),
+        ({"hidden_size": ..., "model_type": "falcon"}, "missing required field `hidden_size`"),
+        ({"model_type": ["opt"], "hidden_size": ...}, "missing required field `hidden_size`"),
         ({"hidden_size": "big"}, r"Expected `int`, got `str` - at `\$.hidden_size`"),
         ({"num_hidden_layers": 0}, "num_hidden_layers is 0, it must be at least 1"),
         ({"num_attention_heads": 0}, "num_attention_heads is 0, it must be at least 1"),
