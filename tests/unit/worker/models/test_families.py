@@ -29,7 +29,9 @@ def backend(request: pytest.FixtureRequest) -> str:
 
 
 def make_engine(directory: Path, backend: str, dtype: str = "float32") -> Engine:
-    return Engine(directory, OPTIONS.model_copy(update={"backend": backend, "dtype": dtype}))
+    engine = Engine(directory, OPTIONS.model_copy(update={"backend": backend, "dtype": dtype}))
+    assert engine.join.backend == backend
+    return engine
 
 
 @pytest.mark.parametrize(
