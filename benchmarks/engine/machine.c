@@ -49,9 +49,15 @@ double measure_read(int num_threads, long bytes_per_thread) {
     return (double)bytes_per_thread * num_threads / took;
 }
 
+/* Equal sums would be computed once. */
+INLINE void start_apart(vec *sums) {
+    for (int s = 0; s < NUM_SUMS; s++) sums[s] = splat((float)s);
+}
+
 static void multiply_float32(void *context, int thread) {
     (void)thread;
-    vec sums[NUM_SUMS] = {}, x = splat(1e-30f);
+    vec sums[NUM_SUMS], x = splat(1e-30f);
+    start_apart(sums);
     for (long i = 0; i < *(long *)context; i++) {
 #pragma GCC unroll 24
         for (int s = 0; s < NUM_SUMS; s++) sums[s] = fma_vec(x, x, sums[s]);
@@ -63,8 +69,9 @@ static void multiply_float32(void *context, int thread) {
 
 static void multiply_bf16(void *context, int thread) {
     (void)thread;
-    vec sums[NUM_SUMS] = {};
+    vec sums[NUM_SUMS];
     uvec x = (uvec)splat(1e-30f);
+    start_apart(sums);
     for (long i = 0; i < *(long *)context; i++) {
 #pragma GCC unroll 24
         for (int s = 0; s < NUM_SUMS; s++) sums[s] = dot_pairs(sums[s], x, x);
