@@ -1,0 +1,639 @@
+/* Attention of one item: 64 keys after another, online softmax.
+ *
+ * Rows are taken ROWS_AT_ONCE at a time: their scores with GROUP_TILES tiles of keys, their
+ * probabilities, and the sums of values that these weigh. Both multiplications are the same: pairs of
+ * elements of a row (of q, of p) are broadcast, and multiply vectors of pairs (of K, of V) into sums
+ * that stay in registers. While a group of tiles is used, the next one is prefetched line by line.
+ *
+ * Groups and splits begin at fixed tiles of the sequence, and keys that a row does not see change
+ * nothing in it (they add zero, and multiply by one): so a row does not depend on its item.
+ */
+#include <math.h>
+#include <stdbool.h>
+
+#include "attention_plan.h"
+#include "kv_cache.h"
+#include "pointwise.h"
+
+enum {
+    GROUP_TILES = 4,
+    GROUP_KEYS = GROUP_TILES * KEYS_PER_TILE,
+    GROUP_VECTORS = GROUP_KEYS / LANES,
+    ROWS_AT_ONCE = 4,
+    /* Registers: ROWS_AT_ONCE times as many sums, twice as many operands, and broadcasts. */
+    VECTORS_AT_ONCE = LANES == 16 ? 4 : 2,
+    PAIRS_PER_TILE = KEYS_PER_TILE / 2,
+    /* All but vectors of float32 in tiles hold pairs of bfloat16: 4 bytes by lane anyway. */
+    VECTOR_BYTES = 4 * LANES,
+};
+
+/* Of keys that are not visible. Finite, so that differences of it are, too. */
+static const float HIDDEN_SCORE = -1e30f;
+
+/* How products are made. */
+enum arithmetic {
+    DOT_PAIRS,   /* bfloat16 pairs, by the instruction for them; q and p are bfloat16, too */
+    WIDEN_PAIRS, /* bfloat16 pairs of K and V become float32; q and p are float32 */
+    SINGLES,     /* all float32; a pair of V lies in two rows, and one of K */
+#if defined(__AVX512BF16__)
+    BF16_ARITHMETIC = DOT_PAIRS,
+#else
+    BF16_ARITHMETIC = WIDEN_PAIRS,
+#endif
+};
+
+/* ── products ──────────────────────────────────────────────────────────────────────────────── */
+
+/* Vectors of the two elements of pairs; for DOT_PAIRS `first` holds both. */
+typedef struct {
+    vec first, second;
+} vec_pair;
+
+/* `to_second`: bytes from the first to the second elements, where they lie apart. */
+INLINE vec_pair load_vec_pair(int arithmetic, const char *p, int64_t to_second) {
+    if (arithmetic == SINGLES) {
+        return (vec_pair){load((const float *)p), load((const float *)(p + to_second))};
+    }
+    uvec pairs = load_pairs((const bf16 *)p);
+    if (arithmetic == DOT_PAIRS) return (vec_pair){(vec)pairs, (vec)pairs};
+    return (vec_pair){(vec)(pairs << 16), (vec)(pairs & 0xffff0000)};
+}
+
+INLINE void prefetch_vec_pair(int arithmetic, const char *p, int64_t to_second) {
+    __builtin_prefetch(p, 0, 3);
+    if (arithmetic == SINGLES) __builtin_prefetch(p + to_second, 0, 3);
+}
+
+INLINE int64_t row_pair_bytes(int arithmetic) { return arithmetic == DOT_PAIRS ? 4 : 8; }
+
+INLINE vec_pair splat_row_pair(int arithmetic, const char *p) {
+    if (arithmetic == DOT_PAIRS) {
+        vec both = (vec)splat_pair((const bf16 *)p);
+        return (vec_pair){both, both};
+    }
+    const float *pair = (const float *)p;
+    return (vec_pair){splat(pair[0]), splat(pair[1])};
+}
+
+INLINE vec add_products(int arithmetic, vec sum, vec_pair a, vec_pair b) {
+    if (arithmetic == DOT_PAIRS) return dot_pairs(sum, (uvec)a.first, (uvec)b.first);
+    return fma_vec(a.second, b.second, fma_vec(a.first, b.first, sum));
+}
+
+/* One pair of each row, times the vectors `b`. */
+INLINE void add_row_pairs(int arithmetic, int rows, int vectors, const char *row_pairs,
+                          int64_t row_bytes, const vec_pair *b,
+                          vec sums[ROWS_AT_ONCE][VECTORS_AT_ONCE]) {
+#pragma GCC unroll 4
+    for (int r = 0; r < rows; r++) {
+        vec_pair a = splat_row_pair(arithmetic, row_pairs + r * row_bytes);
+#pragma GCC unroll 4
+        for (int v = 0; v < vectors; v++) sums[r][v] = add_products(arithmetic, sums[r][v], a, b[v]);
+    }
+}
+
+/* ── a group of tiles ──────────────────────────────────────────────────────────────────────── */
+
+typedef struct {
+    const char *keys[GROUP_TILES], *values[GROUP_TILES];
+    int32_t first_key[GROUP_TILES];
+    int32_t num_keys[GROUP_TILES];  /* that the sequence has in the tile */
+    int32_t num_pairs[GROUP_TILES]; /* of values, without the last pair */
+    int32_t num_tiles;
+    bool is_whole; /* all tiles are there and full */
+    /* Where the sequence ends with the first of a pair of values: that pair, with zero as its second.
+     * The slot may hold a stale NaN, and zero times that is not zero. NULL: all pairs are whole. */
+    const char *last_pair;
+} tile_group;
+
+/* What does not change within an item. */
+typedef struct {
+    const sf_op *op;
+    const kv_layer *kv;
+    const int32_t *block_table;
+    sequence_span span;
+    int32_t kv_head, first_tile, end_tile;
+} item_view;
+
+static void add_tile(tile_group *group, const item_view *item, int32_t tile) {
+    const kv_layer *kv = item->kv;
+    int32_t block = tile / kv->tiles_per_block, in_block = tile % kv->tiles_per_block;
+    int64_t number = tile_number(kv, item->block_table[block], item->kv_head, in_block);
+    int32_t place = in_block * KEYS_PER_TILE, first_key = block * kv->block_size + place;
+    int32_t slots = kv->block_size - place, keys = item->span.kv_len - first_key;
+    int32_t i = group->num_tiles++;
+    slots = slots < KEYS_PER_TILE ? slots : KEYS_PER_TILE;
+    group->keys[i] = key_tile(kv, number);
+    group->values[i] = value_tile(kv, number);
+    group->first_key[i] = first_key;
+    group->num_keys[i] = keys < slots ? keys : slots;
+    /* Slots that no token can have are zero. */
+    group->num_pairs[i] = keys < slots ? keys / 2 : (slots + 1) / 2;
+    group->is_whole = group->is_whole && group->num_keys[i] == KEYS_PER_TILE;
+}
+
+/* The tiles of the group that `tile` is in, as far as they are the item's. */
+static tile_group find_group(const item_view *item, int32_t tile) {
+    tile_group group = {.is_whole = true};
+    int32_t end = tile / GROUP_TILES * GROUP_TILES + GROUP_TILES;
+    if (end > item->end_tile) end = item->end_tile;
+    for (; tile < end; tile++) add_tile(&group, item, tile);
+    group.is_whole = group.is_whole && group.num_tiles == GROUP_TILES;
+    /* Prefetching follows all four. */
+    for (int32_t i = group.num_tiles; i < GROUP_TILES && i > 0; i++) {
+        group.keys[i] = group.keys[0];
+        group.values[i] = group.values[0];
+    }
+    return group;
+}
+
+/* Copy the last pair of values of a sequence with an odd number of keys; `pair` [2 * value_dim]. */
+static void complete_last_pair(tile_group *group, const kv_layer *kv, char *pair) {
+    int32_t last = group->num_tiles - 1, pairs = group->num_pairs[last];
+    if (group->num_keys[last] <= 2 * pairs) return;
+    int64_t row_bytes = kv->value_dim * kv_element_bytes(kv);
+    memcpy(pair, group->values[last] + pairs * 2 * row_bytes, 2 * (size_t)row_bytes);
+    if (kv->dtype == SF_BFLOAT16) {
+        for (int32_t i = 0; i < kv->value_dim; i++) ((bf16 *)pair)[2 * i + 1] = 0;
+    } else {
+        memset(pair + row_bytes, 0, (size_t)row_bytes);
+    }
+    group->last_pair = pair;
+}
+
+/* ── scores ────────────────────────────────────────────────────────────────────────────────── */
+
+/* `vectors` vectors of keys from vector `at` of the group on. */
+INLINE void score_vectors(int arithmetic, int rows, int vectors, int at, const char *q,
+                          int64_t q_bytes, int32_t num_pairs, const tile_group *group,
+                          const tile_group *next, float scores[][GROUP_KEYS]) {
+    int64_t pair_bytes = arithmetic == SINGLES ? 8 * KEYS_PER_TILE : 4 * KEYS_PER_TILE;
+    const char *keys[VECTORS_AT_ONCE], *ahead[VECTORS_AT_ONCE];
+    vec sums[ROWS_AT_ONCE][VECTORS_AT_ONCE] = {};
+    for (int v = 0; v < vectors; v++) {
+        int lane = (at + v) * LANES;
+        keys[v] = group->keys[lane / KEYS_PER_TILE] + lane % KEYS_PER_TILE * 4;
+        ahead[v] = next->keys[lane / KEYS_PER_TILE] + lane % KEYS_PER_TILE * 4;
+    }
+    for (int32_t i = 0; i < num_pairs; i++) {
+        vec_pair b[VECTORS_AT_ONCE];
+#pragma GCC unroll 4
+        for (int v = 0; v < vectors; v++) {
+            b[v] = load_vec_pair(arithmetic, keys[v] + i * pair_bytes, pair_bytes / 2);
+            prefetch_vec_pair(arithmetic, ahead[v] + i * pair_bytes, pair_bytes / 2);
+        }
+        add_row_pairs(arithmetic, rows, vectors, q + i * row_pair_bytes(arithmetic), q_bytes, b,
+                      sums);
+    }
+#pragma GCC unroll 4
+    for (int r = 0; r < rows; r++) {
+#pragma GCC unroll 4
+        for (int v = 0; v < vectors; v++) store(&scores[r][(at + v) * LANES], sums[r][v]);
+    }
+}
+
+/* q · k of `rows` rows with the keys of `num_tiles` tiles. */
+INLINE void score_rows(int arithmetic, int rows, const char *q, int64_t q_bytes, int32_t num_pairs,
+                       const tile_group *group, const tile_group *next, int32_t num_tiles,
+                       float scores[][GROUP_KEYS]) {
+    int at = 0, end = num_tiles * KEYS_PER_TILE / LANES;
+    for (; at + VECTORS_AT_ONCE <= end; at += VECTORS_AT_ONCE) {
+        score_vectors(arithmetic, rows, VECTORS_AT_ONCE, at, q, q_bytes, num_pairs, group, next,
+                      scores);
+    }
+    if (VECTORS_AT_ONCE > 2 && at + 2 <= end) {
+        score_vectors(arithmetic, rows, 2, at, q, q_bytes, num_pairs, group, next, scores);
+        at += 2;
+    }
+    if (at < end) {
+        score_vectors(arithmetic, rows, 1, at, q, q_bytes, num_pairs, group, next, scores);
+    }
+}
+
+/* ── softmax ───────────────────────────────────────────────────────────────────────────────── */
+
+/* All ones where lane `lane` of the group's tiles is a key of the row. */
+INLINE ivec visible_lanes(const tile_group *group, key_range visible, int lane) {
+    int tile = lane / KEYS_PER_TILE, in_tile = lane % KEYS_PER_TILE;
+    int32_t end = visible.end - group->first_key[tile];
+    if (end > group->num_keys[tile]) end = group->num_keys[tile];
+    ivec place = lane_numbers() + in_tile;
+    return (place >= visible.begin - group->first_key[tile]) & (place < end);
+}
+
+/* From q · k to the score in units of log(2). */
+INLINE vec scale_score(const sf_op *op, vec x) {
+    const float log2_e = 1.44269504f;
+    if (op->soft_cap <= 0) return x * (op->scale * log2_e);
+    return op->soft_cap * log2_e * tanh_vec(x * (op->scale / op->soft_cap));
+}
+
+/* A larger maximum makes what was summed smaller. */
+INLINE void raise_max(row_sums *row, float max, int32_t value_dim) {
+    vec factor = exp2_vec(splat(row->max - max));
+    store(row->lane_sums, load(row->lane_sums) * factor);
+    for (int32_t i = 0; i < value_dim; i += LANES) {
+        store(row->values + i, load(row->values + i) * factor);
+    }
+    row->max = max;
+}
+
+/* Probabilities of a row's scores, as `p` and in its sum. `vectors` of the group's are there. */
+INLINE void weigh_row(int arithmetic, const sf_op *op, int vectors, bool is_masked,
+                      const tile_group *group, key_range visible, float *scores, char *p,
+                      row_sums *row, int32_t value_dim) {
+    vec max = splat(HIDDEN_SCORE);
+    for (int v = 0; v < vectors; v++) {
+        vec x = scale_score(op, load(scores + v * LANES));
+        if (is_masked) {
+            x = blend(visible_lanes(group, visible, v * LANES), x, splat(HIDDEN_SCORE));
+        }
+        store(scores + v * LANES, x);
+        max = max_vec(x, max);
+    }
+    float largest = max_lanes(max);
+    if (largest > row->max) raise_max(row, largest, value_dim);
+    vec sum = load(row->lane_sums);
+    for (int v = 0; v < vectors; v++) {
+        vec x = load(scores + v * LANES);
+        vec weight = exp2_vec(x - row->max);
+        if (is_masked) weight = blend(x == HIDDEN_SCORE, splat(0.0f), weight);
+        sum += weight;
+        if (arithmetic == DOT_PAIRS) {
+            store_bf16((bf16 *)p + v * LANES, weight);
+        } else {
+            store((float *)p + v * LANES, weight);
+        }
+    }
+    store(row->lane_sums, sum);
+}
+
+INLINE bool sees_all(const tile_group *group, key_range visible) {
+    return group->is_whole && visible.begin <= group->first_key[0] &&
+           visible.end >= group->first_key[GROUP_TILES - 1] + KEYS_PER_TILE;
+}
+
+/* ── values ────────────────────────────────────────────────────────────────────────────────── */
+
+/* `vectors` vectors of columns. */
+INLINE void sum_columns(int arithmetic, int rows, int vectors, int32_t column, const char *p,
+                        int64_t p_bytes, const kv_layer *kv, const tile_group *group,
+                        const tile_group *next, int32_t num_tiles, row_sums *const *sums_of) {
+    int64_t row_bytes = kv->value_dim * (arithmetic == SINGLES ? 4 : 2);
+    int64_t offset = column * 4; /* a column of either dtype's pairs; see VECTOR_BYTES */
+    vec sums[ROWS_AT_ONCE][VECTORS_AT_ONCE];
+#pragma GCC unroll 4
+    for (int r = 0; r < rows; r++) {
+#pragma GCC unroll 4
+        for (int v = 0; v < vectors; v++) {
+            sums[r][v] = load(sums_of[r]->values + column + v * LANES);
+        }
+    }
+    for (int32_t t = 0; t < num_tiles; t++) {
+        const char *values = group->values[t] + offset, *ahead = next->values[t] + offset;
+        const char *weights = p + t * PAIRS_PER_TILE * row_pair_bytes(arithmetic);
+        int32_t num_pairs = group->num_pairs[t];
+        for (int32_t i = 0; i < num_pairs; i++) {
+            vec_pair b[VECTORS_AT_ONCE];
+#pragma GCC unroll 4
+            for (int v = 0; v < vectors; v++) {
+                int64_t at = i * 2 * row_bytes + v * VECTOR_BYTES;
+                b[v] = load_vec_pair(arithmetic, values + at, row_bytes);
+                prefetch_vec_pair(arithmetic, ahead + at, row_bytes);
+            }
+            add_row_pairs(arithmetic, rows, vectors, weights + i * row_pair_bytes(arithmetic),
+                          p_bytes, b, sums);
+        }
+    }
+    if (group->last_pair != NULL && num_tiles == group->num_tiles) {
+        int32_t pair = (num_tiles - 1) * PAIRS_PER_TILE + group->num_pairs[num_tiles - 1];
+        vec_pair b[VECTORS_AT_ONCE];
+        for (int v = 0; v < vectors; v++) {
+            b[v] = load_vec_pair(arithmetic, group->last_pair + offset + v * VECTOR_BYTES,
+                                 row_bytes);
+        }
+        add_row_pairs(arithmetic, rows, vectors, p + pair * row_pair_bytes(arithmetic), p_bytes, b,
+                      sums);
+    }
+#pragma GCC unroll 4
+    for (int r = 0; r < rows; r++) {
+#pragma GCC unroll 4
+        for (int v = 0; v < vectors; v++) {
+            store(sums_of[r]->values + column + v * LANES, sums[r][v]);
+        }
+    }
+}
+
+INLINE void sum_values(int arithmetic, int rows, const char *p, int64_t p_bytes,
+                       const kv_layer *kv, const tile_group *group, const tile_group *next,
+                       int32_t num_tiles, row_sums *const *sums_of) {
+    int32_t column = 0, end = kv->value_dim;
+    for (; column + VECTORS_AT_ONCE * LANES <= end; column += VECTORS_AT_ONCE * LANES) {
+        sum_columns(arithmetic, rows, VECTORS_AT_ONCE, column, p, p_bytes, kv, group, next,
+                    num_tiles, sums_of);
+    }
+    if (VECTORS_AT_ONCE > 2 && column + 2 * LANES <= end) {
+        sum_columns(arithmetic, rows, 2, column, p, p_bytes, kv, group, next, num_tiles, sums_of);
+        column += 2 * LANES;
+    }
+    for (; column < end; column += LANES) {
+        sum_columns(arithmetic, rows, 1, column, p, p_bytes, kv, group, next, num_tiles, sums_of);
+    }
+}
+
+/* ── rows ──────────────────────────────────────────────────────────────────────────────────── */
+
+/* The rows of an item, and where a thread keeps them. */
+typedef struct {
+    int32_t num_rows;
+    key_range visible[MAX_ITEM_ROWS];
+    char *q; /* [num_rows][key_dim], bfloat16 for DOT_PAIRS, else float32 */
+    int64_t q_bytes;
+    char *last_pair;           /* [2 * value_dim] of the cache's dtype */
+    row_sums *of_split, *of_all; /* [MAX_ITEM_ROWS] records */
+} item_rows;
+
+INLINE row_sums *record(row_sums *first, int64_t row, int32_t value_dim) {
+    return (row_sums *)((char *)first + row * row_sums_bytes(value_dim));
+}
+
+/* The tiles of which a row may see a key; later rows see more. */
+INLINE int32_t tiles_before(const tile_group *group, int32_t end_key) {
+    int32_t n = group->num_tiles;
+    while (n > 0 && group->first_key[n - 1] >= end_key) n--;
+    return n;
+}
+
+INLINE void attend_rows(int arithmetic, int rows, const item_view *item, const item_rows *all,
+                        int32_t first, row_sums *records, const tile_group *group,
+                        const tile_group *next) {
+    const kv_layer *kv = item->kv;
+    const key_range *visible = &all->visible[first];
+    int32_t num_tiles = tiles_before(group, visible[rows - 1].end);
+    _Alignas(64) float scores[ROWS_AT_ONCE][GROUP_KEYS];
+    _Alignas(64) bf16 rounded[ROWS_AT_ONCE][GROUP_KEYS];
+    char *p = arithmetic == DOT_PAIRS ? (char *)rounded : (char *)scores;
+    int64_t p_bytes = arithmetic == DOT_PAIRS ? sizeof rounded[0] : sizeof scores[0];
+    row_sums *sums[ROWS_AT_ONCE];
+    if (num_tiles == 0) return;
+    score_rows(arithmetic, rows, all->q + first * all->q_bytes, all->q_bytes, kv->key_dim / 2,
+               group, next, num_tiles, scores);
+    for (int r = 0; r < rows; r++) {
+        sums[r] = record(records, first + r, kv->value_dim);
+        if (num_tiles == GROUP_TILES && sees_all(group, visible[r])) {
+            weigh_row(arithmetic, item->op, GROUP_VECTORS, false, group, visible[r], scores[r],
+                      p + r * p_bytes, sums[r], kv->value_dim);
+        } else {
+            weigh_row(arithmetic, item->op, num_tiles * KEYS_PER_TILE / LANES, true, group,
+                      visible[r], scores[r], p + r * p_bytes, sums[r], kv->value_dim);
+        }
+    }
+    sum_values(arithmetic, rows, p, p_bytes, kv, group, next, num_tiles, sums);
+}
+
+/* The number of rows must be a constant for the sums to be registers. */
+INLINE void attend_some_rows(int arithmetic, int rows, const item_view *item, const item_rows *all,
+                             int32_t first, row_sums *records, const tile_group *group,
+                             const tile_group *next) {
+    switch (rows) {
+    case 1: attend_rows(arithmetic, 1, item, all, first, records, group, next); return;
+    case 2: attend_rows(arithmetic, 2, item, all, first, records, group, next); return;
+    case 3: attend_rows(arithmetic, 3, item, all, first, records, group, next); return;
+    case 4: attend_rows(arithmetic, 4, item, all, first, records, group, next); return;
+    }
+}
+
+static void attend_group(const item_view *item, const item_rows *all, row_sums *records,
+                         const tile_group *group, const tile_group *next) {
+    int32_t num_parts = (all->num_rows + ROWS_AT_ONCE - 1) / ROWS_AT_ONCE;
+    for (int32_t part = 0; part < num_parts; part++) {
+        int32_t first = all->num_rows * part / num_parts;
+        int rows = all->num_rows * (part + 1) / num_parts - first;
+        if (item->kv->dtype == SF_BFLOAT16) {
+            attend_some_rows(BF16_ARITHMETIC, rows, item, all, first, records, group, next);
+        } else {
+            attend_some_rows(SINGLES, rows, item, all, first, records, group, next);
+        }
+    }
+}
+
+/* ── splits ────────────────────────────────────────────────────────────────────────────────── */
+
+static void clear_sums(row_sums *records, int32_t num_rows, int32_t value_dim) {
+    for (int32_t r = 0; r < num_rows; r++) {
+        row_sums *row = record(records, r, value_dim);
+        memset(row, 0, (size_t)row_sums_bytes(value_dim));
+        row->max = HIDDEN_SCORE;
+    }
+}
+
+/* Make `row` the sums over its keys and those of `part`, which come after. */
+static void merge_row(row_sums *row, const row_sums *part, int32_t value_dim) {
+    float max = part->max > row->max ? part->max : row->max;
+    vec before = exp2_vec(splat(row->max - max)), after = exp2_vec(splat(part->max - max));
+    store(row->lane_sums, load(row->lane_sums) * before + load(part->lane_sums) * after);
+    for (int32_t i = 0; i < value_dim; i += LANES) {
+        store(row->values + i, load(row->values + i) * before + load(part->values + i) * after);
+    }
+    row->max = max;
+}
+
+static void merge_rows(row_sums *rows, row_sums *parts, int32_t num_rows, int32_t value_dim) {
+    for (int32_t r = 0; r < num_rows; r++) {
+        merge_row(record(rows, r, value_dim), record(parts, r, value_dim), value_dim);
+    }
+}
+
+/* ── items ─────────────────────────────────────────────────────────────────────────────────── */
+
+typedef struct {
+    const sf_op *op;
+    const sf_batch *batch;
+    const sf_buffer *qkv, *out;
+    const kv_layer *kv;
+    const attention_work *work;
+    atomic_int *next;
+} attention_call;
+
+static item_view view_item(const attention_call *call, const attention_item *item) {
+    const sf_batch *batch = call->batch;
+    return (item_view){
+        .op = call->op,
+        .kv = call->kv,
+        .block_table = batch->block_tables + (int64_t)item->sequence * batch->max_num_blocks,
+        .span = span_of(batch, item->sequence),
+        .kv_head = item->kv_head,
+        .first_tile = item->first_tile,
+        .end_tile = item->end_tile,
+    };
+}
+
+/* What to prefetch while an item ends: the first tiles of the item that this thread is likely to
+ * take; `otherwise` if there is none. */
+static tile_group find_upcoming(const attention_call *call, const tile_group *otherwise) {
+    int64_t number = atomic_load_explicit(call->next, memory_order_relaxed);
+    if (number >= call->work->num_items) return *otherwise;
+    item_view item = view_item(call, &call->work->items[number]);
+    return find_group(&item, item.first_tile);
+}
+
+/* Sum up the tiles [tile, end) of an item in `records`. */
+static void attend_tiles(const attention_call *call, const item_view *item, const item_rows *all,
+                         row_sums *records, int32_t tile, int32_t end) {
+    tile_group group = find_group(item, tile);
+    clear_sums(records, all->num_rows, item->kv->value_dim);
+    while (tile < end) {
+        tile = tile / GROUP_TILES * GROUP_TILES + GROUP_TILES;
+        bool is_last = tile >= item->end_tile;
+        tile_group next = is_last ? find_upcoming(call, &group) : find_group(item, tile);
+        if (is_last) complete_last_pair(&group, item->kv, all->last_pair);
+        attend_group(item, all, records, &group, &next);
+        group = next;
+    }
+}
+
+/* Sum up all tiles in `all->of_all`. */
+static void attend_splits(const attention_call *call, const item_view *item, const item_rows *all) {
+    int32_t tile = item->first_tile, value_dim = item->kv->value_dim;
+    int32_t end = tile / SPLIT_TILES * SPLIT_TILES + SPLIT_TILES;
+    attend_tiles(call, item, all, all->of_all, tile, end < item->end_tile ? end : item->end_tile);
+    for (; end < item->end_tile; end += SPLIT_TILES) {
+        int32_t split_end = end + SPLIT_TILES < item->end_tile ? end + SPLIT_TILES : item->end_tile;
+        attend_tiles(call, item, all, all->of_split, end, split_end);
+        merge_rows(all->of_all, all->of_split, all->num_rows, value_dim);
+    }
+}
+
+/* ── queries and results ───────────────────────────────────────────────────────────────────── */
+
+/* A row's place in the batch: row of the buffers, and its head. */
+typedef struct {
+    int32_t token, head, position;
+} row_place;
+
+INLINE row_place place_of(const sf_op *op, const item_view *item, int32_t row) {
+    int32_t group_size = op->num_heads / op->num_kv_heads;
+    return (row_place){
+        .token = item->span.first_token + row / group_size,
+        .head = item->kv_head * group_size + row % group_size,
+        .position = item->span.first_position + row / group_size,
+    };
+}
+
+static int64_t query_bytes(const kv_layer *kv) {
+    bool is_rounded = kv->dtype == SF_BFLOAT16 && BF16_ARITHMETIC == DOT_PAIRS;
+    return kv->key_dim * (is_rounded ? 2 : 4);
+}
+
+/* As what broadcasts read; an odd last dimension gets a zero beside it. */
+static void load_query(const kv_layer *kv, const sf_buffer *qkv, row_place place, char *q) {
+    int32_t head_dim = kv->head_dim;
+    const char *from = row_of(qkv, place.token) + place.head * head_dim * kv_element_bytes(kv);
+    memset(q, 0, (size_t)query_bytes(kv));
+    if (kv->dtype == SF_BFLOAT16 && BF16_ARITHMETIC == WIDEN_PAIRS) {
+        for (int32_t i = 0; i < head_dim; i++) {
+            ((float *)q)[i] = bf16_to_float(((const bf16 *)from)[i]);
+        }
+    } else {
+        memcpy(q, from, (size_t)(head_dim * kv_element_bytes(kv)));
+    }
+}
+
+static void load_rows(const attention_call *call, const item_view *item, int32_t first_row,
+                      item_rows *all) {
+    for (int32_t r = 0; r < all->num_rows; r++) {
+        row_place place = place_of(call->op, item, first_row + r);
+        all->visible[r] = visible_keys(call->op, place.position);
+        load_query(call->kv, call->qkv, place, all->q + r * all->q_bytes);
+    }
+}
+
+static void write_rows(const attention_call *call, const item_view *item, int32_t first_row,
+                       const item_rows *all) {
+    int32_t head_dim = call->kv->head_dim;
+    for (int32_t r = 0; r < all->num_rows; r++) {
+        row_place place = place_of(call->op, item, first_row + r);
+        const row_sums *sums = record(all->of_all, r, call->kv->value_dim);
+        float factor = 1.0f / sum_lanes(load(sums->lane_sums));
+        char *to = row_of(call->out, place.token);
+        for (int32_t i = 0; i < head_dim; i += LANES) {
+            store_element(to, call->out->dtype, place.head * head_dim + i,
+                          load(sums->values + i) * factor, head_dim - i);
+        }
+    }
+}
+
+/* Lay out the scratch of a thread; attention_scratch_bytes is how long it is. */
+static item_rows make_rows(const kv_layer *kv, int32_t num_rows, char *scratch) {
+    int64_t records = MAX_ITEM_ROWS * row_sums_bytes(kv->value_dim);
+    int64_t queries = MAX_ITEM_ROWS * query_bytes(kv);
+    return (item_rows){
+        .num_rows = num_rows,
+        .q = scratch + 2 * records,
+        .q_bytes = query_bytes(kv),
+        .last_pair = scratch + 2 * records + queries,
+        .of_split = (row_sums *)scratch,
+        .of_all = (row_sums *)(scratch + records),
+    };
+}
+
+int64_t attention_scratch_bytes(const kv_layer *kv) {
+    int64_t last_pair = 2 * kv->value_dim * kv_element_bytes(kv);
+    return MAX_ITEM_ROWS * (2 * row_sums_bytes(kv->value_dim) + query_bytes(kv)) + last_pair;
+}
+
+/* ── the op ────────────────────────────────────────────────────────────────────────────────── */
+
+/* True in the thread that is the last of the item's group; what the others wrote, it sees. */
+static bool is_last_of_group(attention_work *work, const attention_item *item) {
+    atomic_int *pending = &work->pending[item->group];
+    if (atomic_fetch_sub(pending, 1) > 1) return false;
+    atomic_store(pending, item->num_splits); /* for the next layer */
+    return true;
+}
+
+static row_sums *partial_records(attention_work *work, const attention_item *item, int32_t split,
+                                 int32_t value_dim) {
+    int64_t number = item->first_record + (int64_t)split * item->num_rows;
+    return record((row_sums *)work->partials, number, value_dim);
+}
+
+/* In the order of the splits, as attend_splits does. */
+static void merge_splits(attention_work *work, const attention_item *item, const item_rows *all,
+                         int32_t value_dim) {
+    size_t bytes = (size_t)(item->num_rows * row_sums_bytes(value_dim));
+    memcpy(all->of_all, partial_records(work, item, 0, value_dim), bytes);
+    for (int32_t split = 1; split < item->num_splits; split++) {
+        merge_rows(all->of_all, partial_records(work, item, split, value_dim), item->num_rows,
+                   value_dim);
+    }
+}
+
+static void attend_item(const attention_call *call, attention_work *work,
+                        const attention_item *item, char *scratch) {
+    int32_t value_dim = call->kv->value_dim;
+    item_view view = view_item(call, item);
+    item_rows all = make_rows(call->kv, item->num_rows, scratch);
+    load_rows(call, &view, item->first_row, &all);
+    if (item->group < 0) {
+        attend_splits(call, &view, &all);
+    } else {
+        row_sums *records = partial_records(work, item, item->split, value_dim);
+        attend_tiles(call, &view, &all, records, item->first_tile, item->end_tile);
+        if (!is_last_of_group(work, item)) return;
+        merge_splits(work, item, &all, value_dim);
+    }
+    write_rows(call, &view, item->first_row, &all);
+}
+
+void paged_attention(const sf_op *op, const sf_batch *batch, const sf_buffer *qkv,
+                     const sf_buffer *out, const kv_layer *kv, attention_work *work,
+                     atomic_int *next, int thread) {
+    attention_call call = {op, batch, qkv, out, kv, work, next};
+    char *scratch = work->scratch + thread * work->scratch_bytes;
+    for (;;) {
+        int64_t number = atomic_fetch_add_explicit(next, 1, memory_order_relaxed);
+        if (number >= work->num_items) return;
+        attend_item(&call, work, &work->items[number], scratch);
+    }
+}
