@@ -24,7 +24,7 @@ from common.messages import (
 )
 from kernels.backend import Backend
 from kernels.ragged_batch import RaggedBatch
-from kernels.reference import ReferenceBackend
+from services.worker.backends import make_backend
 from services.worker.device import num_threads, pick_device, pick_dtype
 from services.worker.kv_cache import (
     GIB,
@@ -79,10 +79,11 @@ class Engine:
         dtype = pick_dtype(options.dtype, self._device, config.dtype)
         torch.set_num_threads(1)  # loading copies: more threads would mostly wait for each other
         weights = load_weights(model_dir, model, dtype, self._device, _Progress(checkpoint))
-        self._backend: Backend = ReferenceBackend(model.program, weights, checkpoint)
-        if self._device.type == "cpu":
-            torch.set_num_threads(num_threads(options.cpu_threads))
+        self._backend = make_backend(
+            options, self._device, dtype, model.program, weights, checkpoint
+        )
         self._block_size = options.block_size
+        self._cpu_threads = options.cpu_threads
         num_blocks = self._num_kv_blocks(options, config, max_model_len)
         self._backend.allocate_kv_cache(num_blocks, options.block_size)
         length = max_model_len or config.max_position_embeddings
@@ -148,13 +149,14 @@ class Engine:
     def _num_kv_blocks(
         self, options: WorkerOptions, config: ModelConfig, max_model_len: int | None
     ) -> int:
+        model_len = config.max_position_embeddings
         one, two = (self._backend.kv_cache_bytes(n, options.block_size) for n in (1, 2))
         num_blocks = plan_kv_cache(
-            available_bytes=self._available_bytes(options) - (2 * one - two),
+            available_bytes=self._available_bytes(options, model_len) - (2 * one - two),
             block_bytes=two - one,
             block_size=options.block_size,
             max_num_seqs=MAX_NUM_SEQS,
-            model_len=config.max_position_embeddings,
+            model_len=model_len,
             max_model_len=max_model_len,
         )
         if num_blocks * options.block_size < (max_model_len or config.max_position_embeddings):
@@ -165,12 +167,13 @@ class Engine:
             )
         return num_blocks
 
-    def _available_bytes(self, options: WorkerOptions) -> int:
+    def _available_bytes(self, options: WorkerOptions, model_len: int) -> int:
         if options.kv_cache_memory is not None:
             return int(options.kv_cache_memory)
         if self._device.type == "cpu":
             return available_on_cpu()
-        run_profile_pass(self._backend, options.block_size, PROFILE_TOKENS)
+        num_tokens = min(PROFILE_TOKENS, model_len)
+        run_profile_pass(self._backend, options.block_size, num_tokens)
         # What the pass took stays reserved by torch's allocator, so it counts as used.
         free, total = torch.cuda.mem_get_info(self._device)
         return available_on_gpu(total, total - free, options.gpu_memory_utilization)
@@ -183,7 +186,7 @@ class Engine:
             device=self.join.device,
             dtype=self.join.dtype,
             backend=self.join.backend,
-            threads=torch.get_num_threads(),
+            threads=num_threads(self._cpu_threads) if self._device.type == "cpu" else None,
             num_kv_blocks=self.join.num_blocks,
             kv_cache_gib=round(kv_bytes / GIB, 2),
             seconds=round(seconds, 2),

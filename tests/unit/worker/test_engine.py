@@ -9,12 +9,13 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
+from common.config import WorkerOptions
 from common.errors import ConfigError, StartupError
 from common.messages import Chunk, SamplingParams, StepPlan, StepRejected, StepResult
 from services.worker.engine import Engine, run_profile_pass
 from tests.support.plans import Planner, announce
 from tests.support.tiny_models import VOCAB_SIZE
-from tests.unit.worker.conftest import OPTIONS, MakePair
+from tests.unit.worker.conftest import OPTIONS, POISON, MakePair
 
 Pair = tuple[Engine, PreTrainedModel]
 ALL_LOGPROBS = SamplingParams(temperature=0.0, logprobs=VOCAB_SIZE)
@@ -186,12 +187,10 @@ def test_a_sequence_goes_on_elsewhere_from_its_tokens(pair: Pair) -> None:
     assert resumed.output == expected[5:]
 
 
-def test_stale_blocks_full_of_nan_do_not_reach_a_sequence(pair: Pair) -> None:
-    engine, model = pair
-    backend: Any = engine._backend
-    for cache in (*backend._k_caches, *backend._v_caches):
-        cache[:-1].fill_(float("nan"))
+def test_stale_blocks_full_of_nan_do_not_reach_a_sequence(poisoned_pair: Pair) -> None:
+    engine, model = poisoned_pair
     planner, prompt = Planner(engine), random_prompt(10)
+    planner.step((planner.sequence([POISON] * 97, range(13)), 96))
     short, long = planner.sequence(prompt, [1, 2, 3]), planner.sequence(prompt * 3, range(4, 12))
 
     planner.prefill(short, chunk=4)
@@ -203,14 +202,14 @@ def test_stale_blocks_full_of_nan_do_not_reach_a_sequence(pair: Pair) -> None:
     assert long.output == generate(model, prompt * 3, 5)
 
 
-def test_logits_that_are_not_finite_are_a_fault_of_their_sequence_only(pair: Pair) -> None:
-    engine, model = pair
+def test_logits_that_are_not_finite_are_a_fault_of_their_sequence_only(
+    poisoned_pair: Pair,
+) -> None:
+    engine, model = poisoned_pair
     planner, prompt = Planner(engine), random_prompt(9)
     healthy = planner.sequence(prompt, [1, 2, 3])
-    broken = planner.sequence(prompt, [4, 5, 6])
+    broken = planner.sequence([*prompt[:-1], POISON], [4, 5, 6])
     planner.step((healthy, 8), (broken, 8))
-    backend: Any = engine._backend
-    backend._v_caches[0][4 * 8] = float("nan")
 
     first = engine.step(planner.plan((healthy, 1), (broken, 1)))
     second = engine.step(planner.plan((broken, 1), (healthy, 1)))  # was already on its way
@@ -301,23 +300,27 @@ def test_step_time_is_measured(pair: Pair) -> None:
     assert 0 < result.step_ns <= time.perf_counter_ns() - began
 
 
-def test_join_says_what_the_worker_can_do(tiny_llama: tuple[Path, PreTrainedModel]) -> None:
+def test_join_says_what_the_worker_can_do(
+    tiny_llama: tuple[Path, PreTrainedModel], options: WorkerOptions
+) -> None:
     directory, _ = tiny_llama
 
-    join = Engine(directory, OPTIONS, max_model_len=100).join
+    join = Engine(directory, options, max_model_len=100).join
 
-    # 8 MiB / (8 tokens * 3 layers * 2 * 2 heads * 10 dims * 4 B); the slot for padding costs 480
-    assert join.num_blocks == (8 * 2**20 - 480) // 3840
+    # 8 MiB / (8 tokens * 3 layers * 2 * 2 heads * 10 dims * 4 B); the slot for padding costs 480.
+    # Blocks of 8 tokens take tiles of 16 in C, and values are padded to 16 dimensions.
+    of_reference, of_cpu = (8 * 2**20 - 480) // 3840, 8 * 2**20 // (16 * 3 * 2 * (10 + 16) * 4)
+    assert join.num_blocks == (of_cpu if options.backend == "cpu" else of_reference)
     assert (join.block_size, join.max_model_len, join.vocab_size) == (8, 100, VOCAB_SIZE)
-    assert (join.device, join.backend, join.dtype) == ("cpu", "reference", "float32")
+    assert (join.device, join.backend, join.dtype) == ("cpu", options.backend, "float32")
     assert join.model == directory.name
 
 
 def test_bfloat16_agrees_with_float32_within_its_precision(
-    tiny_llama: tuple[Path, PreTrainedModel],
+    tiny_llama: tuple[Path, PreTrainedModel], options: WorkerOptions
 ) -> None:
     directory, model = tiny_llama
-    engine = Engine(directory, OPTIONS.model_copy(update={"dtype": "bfloat16"}))
+    engine = Engine(directory, options.model_copy(update={"dtype": "bfloat16"}))
     prompt = random_prompt(20)
 
     ours = our_logprobs(Planner(engine), prompt, chunk=8)
@@ -355,9 +358,8 @@ def test_no_memory_for_a_cache_at_all_is_refused_without_negative_numbers(
         Engine(tiny_llama[0], options)
 
 
-def test_the_profile_pass_leaves_an_empty_cache(pair: Pair) -> None:
-    engine, _ = pair
-    backend: Any = engine._backend
+def test_the_profile_pass_leaves_an_empty_cache(tiny_llama: tuple[Path, PreTrainedModel]) -> None:
+    backend: Any = Engine(tiny_llama[0], OPTIONS)._backend
 
     run_profile_pass(backend, block_size=8, num_tokens=37)
 

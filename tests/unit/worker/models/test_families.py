@@ -13,10 +13,9 @@ from services.worker.models.config import read_config
 from services.worker.models.registry import make_model
 from tests.support.plans import Planner
 from tests.support.tiny_models import make_tiny, write_tiny_config
-from tests.unit.worker.conftest import OPTIONS
+from tests.unit.worker.conftest import BACKENDS, OPTIONS
 from tests.unit.worker.test_engine import generate, logprobs_of, our_logprobs, random_prompt
 
-BACKENDS = ["reference"]
 FAMILIES = ["llama", "mistral", "qwen2", "mixtral", "falcon", "opt"]
 MIXED_WINDOWS = {"use_sliding_window": True, "sliding_window": 7, "max_window_layers": 2}
 LAYER_TYPES = ["sliding_attention", "full_attention", "sliding_attention"]
