@@ -38,7 +38,7 @@ static void read_share(void *context, int thread) {
 double measure_read(int num_threads, long bytes_per_thread) {
     size_t num_bytes = (size_t)(bytes_per_thread + SLACK) * (size_t)num_threads + FETCH_AHEAD;
     char *memory = map_memory(num_bytes);
-    pool *threads = pool_create(num_threads, 2000);
+    pool *threads = pool_create(num_threads, 100);
     for (size_t i = 0; i < num_bytes; i += LINE) memory[i] = 0;
     reading r = {memory, bytes_per_thread, 0};
     double begin = seconds();
@@ -83,7 +83,7 @@ static void multiply_bf16(void *context, int thread) {
 
 /* Floating-point operations per second of all threads together, out of registers. */
 double measure_flops(int num_threads, int is_bf16, long num_rounds) {
-    pool *threads = pool_create(num_threads, 2000);
+    pool *threads = pool_create(num_threads, 100);
     double begin = seconds();
     pool_run(threads, is_bf16 ? multiply_bf16 : multiply_float32, &num_rounds);
     double took = seconds() - begin;

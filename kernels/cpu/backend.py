@@ -11,8 +11,9 @@ from kernels.cpu.library import Batch, CpuLibrary
 from kernels.program import Program
 from kernels.ragged_batch import RaggedBatch
 
-# How often a thread that waits at a barrier looks for the others before it sleeps.
-SPIN = 2000
+# How often a thread that waits at a barrier gives its core away before it sleeps: a thread that only
+# looked would keep the one it waits for off the core whenever other processes compute, too.
+NUM_YIELDS = 100
 
 
 class CpuBackendError(Exception):
@@ -32,7 +33,7 @@ class CpuBackend:
         library: CpuLibrary,
         num_threads: int,
         checkpoint: Callable[[], None] = lambda: None,
-        spin: int = SPIN,
+        num_yields: int = NUM_YIELDS,
     ) -> None:
         """Take over the weights.
 
@@ -56,7 +57,7 @@ class CpuBackend:
         self._vocab_size = program.vocab_size
         self._logits = torch.empty(0, self._vocab_size)
         self._encoded = encode(program, weights, dtype)
-        self._model = self._create(self._encoded, DTYPES[dtype], num_threads, spin)
+        self._model = self._create(self._encoded, DTYPES[dtype], num_threads, num_yields)
         for name in program.weights:
             checkpoint()
             self._pack(name, weights.pop(name))
@@ -109,11 +110,11 @@ class CpuBackend:
         return logits
 
     def _create(
-        self, encoded: EncodedProgram, dtype: int, num_threads: int, spin: int
+        self, encoded: EncodedProgram, dtype: int, num_threads: int, num_yields: int
     ) -> ctypes.c_void_p:
         model: ctypes.c_void_p | None = self._library.functions.sf_create(
             *(encoded.ops, len(encoded.ops), encoded.buffers, len(encoded.buffers)),
-            *(dtype, self._vocab_size, num_threads, spin),
+            *(dtype, self._vocab_size, num_threads, num_yields),
         )
         if not model:
             raise CpuBackendError(self._library.last_error() or "out of memory")

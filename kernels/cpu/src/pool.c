@@ -1,9 +1,13 @@
 #include "pool.h"
 
 #include <pthread.h>
+#include <sched.h>
 #include <signal.h>
 #include <stdatomic.h>
+#include <stdbool.h>
 #include <stdlib.h>
+
+enum { NUM_LOOKS = 100 };
 
 /* A number that changes, and threads that wait for its next change. On a line of its own. */
 typedef struct {
@@ -19,7 +23,7 @@ typedef struct {
 } member;
 
 struct pool {
-    int num_threads, spin;
+    int num_threads, num_yields;
     pool_task *task; /* NULL: the pool ends */
     void *context;
     pthread_t *threads; /* [num_threads - 1] */
@@ -36,10 +40,19 @@ static inline void relax(void) {
 #endif
 }
 
-static void await_change(signal_point *point, unsigned old, int spin) {
-    for (int i = 0; i < spin; i++) {
-        if (atomic_load_explicit(&point->value, memory_order_acquire) != old) return;
+static inline bool has_changed(signal_point *point, unsigned old) {
+    return atomic_load_explicit(&point->value, memory_order_acquire) != old;
+}
+
+/* Look, then look while others may have the core, then sleep. */
+static void await_change(signal_point *point, unsigned old, int num_yields) {
+    for (int i = 0; i < NUM_LOOKS; i++) {
+        if (has_changed(point, old)) return;
         relax();
+    }
+    for (int i = 0; i < num_yields; i++) {
+        if (has_changed(point, old)) return;
+        sched_yield();
     }
     pthread_mutex_lock(&point->mutex);
     atomic_fetch_add(&point->num_sleepers, 1);
@@ -61,7 +74,7 @@ void pool_barrier(pool *p) {
     if (p->num_threads == 1) return;
     unsigned old = atomic_load_explicit(&p->gate.value, memory_order_relaxed);
     if (atomic_fetch_add(&p->num_arrived, 1) + 1 < p->num_threads) {
-        await_change(&p->gate, old, p->spin);
+        await_change(&p->gate, old, p->num_yields);
         return;
     }
     atomic_store_explicit(&p->num_arrived, 0, memory_order_relaxed);
@@ -72,7 +85,7 @@ static void *run_member(void *argument) {
     member *self = argument;
     pool *p = self->pool;
     for (unsigned seen = 0;; seen++) {
-        await_change(&p->start, seen, p->spin);
+        await_change(&p->start, seen, p->num_yields);
         if (p->task == NULL) return NULL;
         p->task(p->context, self->thread);
         pool_barrier(p);
@@ -96,12 +109,12 @@ static void end_members(pool *p, int num_started) {
     for (int i = 0; i < num_started; i++) pthread_join(p->threads[i], NULL);
 }
 
-pool *pool_create(int num_threads, int spin) {
+pool *pool_create(int num_threads, int num_yields) {
     pool *p = aligned_alloc(64, (sizeof(pool) + 63) / 64 * 64);
     pthread_t *threads = calloc((size_t)num_threads, sizeof *threads);
     member *members = calloc((size_t)num_threads, sizeof *members);
     if (p == NULL || threads == NULL || members == NULL) goto out_of_memory;
-    *p = (pool){.num_threads = num_threads, .spin = spin, .threads = threads, .members = members};
+    *p = (pool){.num_threads = num_threads, .num_yields = num_yields, .threads = threads, .members = members};
     pthread_mutex_init(&p->start.mutex, NULL);
     pthread_cond_init(&p->start.changed, NULL);
     pthread_mutex_init(&p->gate.mutex, NULL);
