@@ -163,27 +163,37 @@ static void complete_last_pair(tile_group *group, const kv_layer *kv, char *pair
 
 /* ── scores ────────────────────────────────────────────────────────────────────────────────── */
 
-/* `vectors` vectors of keys from vector `at` of the group on. */
+/* `vectors` vectors of keys from vector `at` of the group on. Meanwhile as many tiles of the next group
+ * are prefetched, one after another: that takes one address, and there are few registers for them. */
 INLINE void score_vectors(int arithmetic, int rows, int vectors, int at, const char *q,
-                          int64_t q_bytes, int32_t num_pairs, const tile_group *group,
-                          const tile_group *next, float scores[][GROUP_KEYS]) {
-    int64_t pair_bytes = arithmetic == SINGLES ? 8 * KEYS_PER_TILE : 4 * KEYS_PER_TILE;
-    const char *keys[VECTORS_AT_ONCE], *ahead[VECTORS_AT_ONCE];
+                          int32_t num_pairs, const tile_group *group, const tile_group *next,
+                          float scores[][GROUP_KEYS]) {
+    const int64_t pair_bytes = arithmetic == SINGLES ? 8 * KEYS_PER_TILE : 4 * KEYS_PER_TILE;
+    const int tiles = vectors * LANES > KEYS_PER_TILE ? vectors * LANES / KEYS_PER_TILE : 1;
+    const char *keys[VECTORS_AT_ONCE];
     vec sums[ROWS_AT_ONCE][VECTORS_AT_ONCE] = {};
     for (int v = 0; v < vectors; v++) {
         int lane = (at + v) * LANES;
         keys[v] = group->keys[lane / KEYS_PER_TILE] + lane % KEYS_PER_TILE * 4;
-        ahead[v] = next->keys[lane / KEYS_PER_TILE] + lane % KEYS_PER_TILE * 4;
     }
-    for (int32_t i = 0; i < num_pairs; i++) {
-        vec_pair b[VECTORS_AT_ONCE];
+    int32_t i = 0;
+    for (int t = 0; t < tiles; t++) {
+        const char *ahead = next->keys[at * LANES / KEYS_PER_TILE + t];
+        for (int32_t end = num_pairs * (t + 1) / tiles; i < end; i++) {
+            vec_pair b[VECTORS_AT_ONCE];
 #pragma GCC unroll 4
-        for (int v = 0; v < vectors; v++) {
-            b[v] = load_vec_pair(arithmetic, keys[v] + i * pair_bytes, pair_bytes / 2);
-            prefetch_vec_pair(arithmetic, ahead[v] + i * pair_bytes, pair_bytes / 2);
+            for (int v = 0; v < vectors; v++) {
+                b[v] = load_vec_pair(arithmetic, keys[v] + i * pair_bytes, pair_bytes / 2);
+            }
+#pragma GCC unroll 4
+            for (int line = 0; line < tiles; line++) {
+                prefetch_vec_pair(arithmetic, ahead + line * pair_bytes, pair_bytes / 2);
+            }
+            ahead += tiles * pair_bytes;
+            add_row_pairs(arithmetic, rows, vectors,
+                          q + i * ROWS_AT_ONCE * row_pair_bytes(arithmetic),
+                          row_pair_bytes(arithmetic), b, sums);
         }
-        add_row_pairs(arithmetic, rows, vectors, q + i * row_pair_bytes(arithmetic), q_bytes, b,
-                      sums);
     }
 #pragma GCC unroll 4
     for (int r = 0; r < rows; r++) {
@@ -193,20 +203,19 @@ INLINE void score_vectors(int arithmetic, int rows, int vectors, int at, const c
 }
 
 /* q · k of `rows` rows with the keys of `num_tiles` tiles. */
-INLINE void score_rows(int arithmetic, int rows, const char *q, int64_t q_bytes, int32_t num_pairs,
+INLINE void score_rows(int arithmetic, int rows, const char *q, int32_t num_pairs,
                        const tile_group *group, const tile_group *next, int32_t num_tiles,
                        float scores[][GROUP_KEYS]) {
     int at = 0, end = num_tiles * KEYS_PER_TILE / LANES;
     for (; at + VECTORS_AT_ONCE <= end; at += VECTORS_AT_ONCE) {
-        score_vectors(arithmetic, rows, VECTORS_AT_ONCE, at, q, q_bytes, num_pairs, group, next,
-                      scores);
+        score_vectors(arithmetic, rows, VECTORS_AT_ONCE, at, q, num_pairs, group, next, scores);
     }
     if (VECTORS_AT_ONCE > 2 && at + 2 <= end) {
-        score_vectors(arithmetic, rows, 2, at, q, q_bytes, num_pairs, group, next, scores);
+        score_vectors(arithmetic, rows, 2, at, q, num_pairs, group, next, scores);
         at += 2;
     }
     if (at < end) {
-        score_vectors(arithmetic, rows, 1, at, q, q_bytes, num_pairs, group, next, scores);
+        score_vectors(arithmetic, rows, 1, at, q, num_pairs, group, next, scores);
     }
 }
 
@@ -221,11 +230,12 @@ INLINE ivec visible_lanes(const tile_group *group, key_range visible, int lane) 
     return (place >= visible.begin - group->first_key[tile]) & (place < end);
 }
 
+static const float LOG2_E = 1.44269504f;
+
 /* From q · k to the score in units of log(2). */
 INLINE vec scale_score(const sf_op *op, vec x) {
-    const float log2_e = 1.44269504f;
-    if (op->soft_cap <= 0) return x * (op->scale * log2_e);
-    return op->soft_cap * log2_e * tanh_vec(x * (op->scale / op->soft_cap));
+    if (op->soft_cap <= 0) return x * (op->scale * LOG2_E);
+    return op->soft_cap * LOG2_E * tanh_vec(x * (op->scale / op->soft_cap));
 }
 
 /* A larger maximum makes what was summed smaller. */
@@ -238,16 +248,58 @@ INLINE void raise_max(row_sums *row, float max, int32_t value_dim) {
     row->max = max;
 }
 
-/* Probabilities of a row's scores, as `p` and in its sum. `vectors` of the group's are there. */
-INLINE void weigh_row(int arithmetic, const sf_op *op, int vectors, bool is_masked,
-                      const tile_group *group, key_range visible, float *scores, char *p,
-                      row_sums *row, int32_t value_dim) {
+/* 2^x of x <= 0, below -126 as at -126; a relative error of 2e-7, or of 4e-5 where it is rounded to
+ * bfloat16 anyway. NaN stays NaN. See exp2_vec. */
+INLINE vec weight_of(int arithmetic, vec x) {
+    x = max_vec(splat(-126.0f), x);
+    vec shifted = x + 12582912.0f;
+    vec f = x - (shifted - 12582912.0f);
+    vec p = splat(9.6181291e-3f);
+    if (arithmetic != DOT_PAIRS) {
+        p = fma_vec(splat(1.5403530e-4f), f, splat(1.3333558e-3f));
+        p = fma_vec(p, f, splat(9.6181291e-3f));
+    }
+    p = fma_vec(p, f, splat(5.5504109e-2f));
+    p = fma_vec(p, f, splat(2.4022651e-1f));
+    p = fma_vec(p, f, splat(6.9314718e-1f));
+    p = fma_vec(p, f, splat(1.0f));
+    return (vec)((ivec)p + ((ivec)shifted << 23));
+}
+
+INLINE void store_weight(int arithmetic, char *p, int vector, vec weight) {
+    if (arithmetic == DOT_PAIRS) {
+        store_bf16((bf16 *)p + vector * LANES, weight);
+    } else {
+        store((float *)p + vector * LANES, weight);
+    }
+}
+
+/* Weights of a row's keys, as `p` and in its sum; all keys of the group are visible. */
+INLINE void weigh_whole_row(int arithmetic, const sf_op *op, const float *products, char *p,
+                            row_sums *row, int32_t value_dim) {
+    const float scale = op->scale * LOG2_E;
+    vec max = load(products);
+    for (int v = 1; v < GROUP_VECTORS; v++) max = max_vec(load(products + v * LANES), max);
+    float largest = max_lanes(max) * scale;
+    if (largest > row->max) raise_max(row, largest, value_dim);
+    vec sum = load(row->lane_sums);
+#pragma GCC unroll 4
+    for (int v = 0; v < GROUP_VECTORS; v++) {
+        vec weight = weight_of(arithmetic, load(products + v * LANES) * scale - row->max);
+        sum += weight;
+        store_weight(arithmetic, p, v, weight);
+    }
+    store(row->lane_sums, sum);
+}
+
+/* The same where some of `vectors` vectors of keys are hidden, or scores are capped. */
+INLINE void weigh_row(int arithmetic, const sf_op *op, int vectors, const tile_group *group,
+                      key_range visible, float *scores, char *p, row_sums *row,
+                      int32_t value_dim) {
     vec max = splat(HIDDEN_SCORE);
     for (int v = 0; v < vectors; v++) {
-        vec x = scale_score(op, load(scores + v * LANES));
-        if (is_masked) {
-            x = blend(visible_lanes(group, visible, v * LANES), x, splat(HIDDEN_SCORE));
-        }
+        vec x = blend(visible_lanes(group, visible, v * LANES),
+                      scale_score(op, load(scores + v * LANES)), splat(HIDDEN_SCORE));
         store(scores + v * LANES, x);
         max = max_vec(x, max);
     }
@@ -256,14 +308,10 @@ INLINE void weigh_row(int arithmetic, const sf_op *op, int vectors, bool is_mask
     vec sum = load(row->lane_sums);
     for (int v = 0; v < vectors; v++) {
         vec x = load(scores + v * LANES);
-        vec weight = exp2_vec(x - row->max);
-        if (is_masked) weight = blend(x == HIDDEN_SCORE, splat(0.0f), weight);
+        vec weight = weight_of(arithmetic, x - row->max);
+        weight = blend(x == HIDDEN_SCORE, splat(0.0f), weight);
         sum += weight;
-        if (arithmetic == DOT_PAIRS) {
-            store_bf16((bf16 *)p + v * LANES, weight);
-        } else {
-            store((float *)p + v * LANES, weight);
-        }
+        store_weight(arithmetic, p, v, weight);
     }
     store(row->lane_sums, sum);
 }
@@ -277,8 +325,9 @@ INLINE bool sees_all(const tile_group *group, key_range visible) {
 
 /* `vectors` vectors of columns. */
 INLINE void sum_columns(int arithmetic, int rows, int vectors, int32_t column, const char *p,
-                        int64_t p_bytes, const kv_layer *kv, const tile_group *group,
-                        const tile_group *next, int32_t num_tiles, row_sums *const *sums_of) {
+                        const kv_layer *kv, const tile_group *group, const tile_group *next,
+                        int32_t num_tiles, row_sums *const *sums_of) {
+    const int64_t p_bytes = GROUP_KEYS / 2 * row_pair_bytes(arithmetic);
     int64_t row_bytes = kv->value_dim * (arithmetic == SINGLES ? 4 : 2);
     int64_t offset = column * 4; /* a column of either dtype's pairs; see VECTOR_BYTES */
     vec sums[ROWS_AT_ONCE][VECTORS_AT_ONCE];
@@ -324,34 +373,38 @@ INLINE void sum_columns(int arithmetic, int rows, int vectors, int32_t column, c
     }
 }
 
-INLINE void sum_values(int arithmetic, int rows, const char *p, int64_t p_bytes,
-                       const kv_layer *kv, const tile_group *group, const tile_group *next,
-                       int32_t num_tiles, row_sums *const *sums_of) {
+INLINE void sum_values(int arithmetic, int rows, const char *p, const kv_layer *kv,
+                       const tile_group *group, const tile_group *next, int32_t num_tiles,
+                       row_sums *const *sums_of) {
     int32_t column = 0, end = kv->value_dim;
     for (; column + VECTORS_AT_ONCE * LANES <= end; column += VECTORS_AT_ONCE * LANES) {
-        sum_columns(arithmetic, rows, VECTORS_AT_ONCE, column, p, p_bytes, kv, group, next,
-                    num_tiles, sums_of);
+        sum_columns(arithmetic, rows, VECTORS_AT_ONCE, column, p, kv, group, next, num_tiles,
+                    sums_of);
     }
     if (VECTORS_AT_ONCE > 2 && column + 2 * LANES <= end) {
-        sum_columns(arithmetic, rows, 2, column, p, p_bytes, kv, group, next, num_tiles, sums_of);
+        sum_columns(arithmetic, rows, 2, column, p, kv, group, next, num_tiles, sums_of);
         column += 2 * LANES;
     }
     for (; column < end; column += LANES) {
-        sum_columns(arithmetic, rows, 1, column, p, p_bytes, kv, group, next, num_tiles, sums_of);
+        sum_columns(arithmetic, rows, 1, column, p, kv, group, next, num_tiles, sums_of);
     }
 }
 
 /* ── rows ──────────────────────────────────────────────────────────────────────────────────── */
 
-/* The rows of an item, and where a thread keeps them. */
+/* The rows of an item, and where a thread keeps them. Parts are rows that are taken at once. */
 typedef struct {
-    int32_t num_rows;
+    int32_t num_rows, num_parts;
     key_range visible[MAX_ITEM_ROWS];
-    char *q; /* [num_rows][key_dim], bfloat16 for DOT_PAIRS, else float32 */
-    int64_t q_bytes;
-    char *last_pair;           /* [2 * value_dim] of the cache's dtype */
+    char *q; /* [num_parts][key_dim / 2][ROWS_AT_ONCE][2], bfloat16 for DOT_PAIRS, else float32 */
+    int64_t q_part_bytes;
+    char *last_pair;             /* [2 * value_dim] of the cache's dtype */
     row_sums *of_split, *of_all; /* [MAX_ITEM_ROWS] records */
 } item_rows;
+
+INLINE int32_t first_of_part(const item_rows *all, int32_t part) {
+    return all->num_rows * part / all->num_parts;
+}
 
 INLINE row_sums *record(row_sums *first, int64_t row, int32_t value_dim) {
     return (row_sums *)((char *)first + row * row_sums_bytes(value_dim));
@@ -364,55 +417,88 @@ INLINE int32_t tiles_before(const tile_group *group, int32_t end_key) {
     return n;
 }
 
-INLINE void attend_rows(int arithmetic, int rows, const item_view *item, const item_rows *all,
-                        int32_t first, row_sums *records, const tile_group *group,
-                        const tile_group *next) {
-    const kv_layer *kv = item->kv;
-    const key_range *visible = &all->visible[first];
-    int32_t num_tiles = tiles_before(group, visible[rows - 1].end);
+/* Products, weights and sums of the rows that are taken at once. */
+typedef struct {
     _Alignas(64) float scores[ROWS_AT_ONCE][GROUP_KEYS];
     _Alignas(64) bf16 rounded[ROWS_AT_ONCE][GROUP_KEYS];
-    char *p = arithmetic == DOT_PAIRS ? (char *)rounded : (char *)scores;
-    int64_t p_bytes = arithmetic == DOT_PAIRS ? sizeof rounded[0] : sizeof scores[0];
     row_sums *sums[ROWS_AT_ONCE];
-    if (num_tiles == 0) return;
-    score_rows(arithmetic, rows, all->q + first * all->q_bytes, all->q_bytes, kv->key_dim / 2,
-               group, next, num_tiles, scores);
+} row_block;
+
+/* Weights take the place of the products, unless they are bfloat16. */
+INLINE char *weights_of(int arithmetic, row_block *block, int row) {
+    return arithmetic == DOT_PAIRS ? (char *)block->rounded[row] : (char *)block->scores[row];
+}
+
+INLINE void weigh_rows(int arithmetic, int rows, const item_view *item, const key_range *visible,
+                       const tile_group *group, int32_t num_tiles, row_block *block) {
+    int32_t value_dim = item->kv->value_dim;
     for (int r = 0; r < rows; r++) {
-        sums[r] = record(records, first + r, kv->value_dim);
-        if (num_tiles == GROUP_TILES && sees_all(group, visible[r])) {
-            weigh_row(arithmetic, item->op, GROUP_VECTORS, false, group, visible[r], scores[r],
-                      p + r * p_bytes, sums[r], kv->value_dim);
+        char *p = weights_of(arithmetic, block, r);
+        if (item->op->soft_cap <= 0 && sees_all(group, visible[r])) {
+            weigh_whole_row(arithmetic, item->op, block->scores[r], p, block->sums[r], value_dim);
         } else {
-            weigh_row(arithmetic, item->op, num_tiles * KEYS_PER_TILE / LANES, true, group,
-                      visible[r], scores[r], p + r * p_bytes, sums[r], kv->value_dim);
+            weigh_row(arithmetic, item->op, num_tiles * KEYS_PER_TILE / LANES, group, visible[r],
+                      block->scores[r], p, block->sums[r], value_dim);
         }
     }
-    sum_values(arithmetic, rows, p, p_bytes, kv, group, next, num_tiles, sums);
+}
+
+/* One copy of these for any number of rows, so that a row's last bits do not depend on that. */
+static __attribute__((noinline)) void weigh_bf16_rows(int rows, const item_view *item,
+                                                      const key_range *visible,
+                                                      const tile_group *group, int32_t num_tiles,
+                                                      row_block *block) {
+    weigh_rows(BF16_ARITHMETIC, rows, item, visible, group, num_tiles, block);
+}
+
+static __attribute__((noinline)) void weigh_float32_rows(int rows, const item_view *item,
+                                                         const key_range *visible,
+                                                         const tile_group *group,
+                                                         int32_t num_tiles, row_block *block) {
+    weigh_rows(SINGLES, rows, item, visible, group, num_tiles, block);
+}
+
+INLINE void attend_rows(int arithmetic, int rows, const item_view *item, const item_rows *all,
+                        int32_t part, row_sums *records, const tile_group *group,
+                        const tile_group *next) {
+    const kv_layer *kv = item->kv;
+    int32_t first = first_of_part(all, part);
+    const key_range *visible = &all->visible[first];
+    int32_t num_tiles = tiles_before(group, visible[rows - 1].end);
+    row_block block;
+    if (num_tiles == 0) return;
+    for (int r = 0; r < rows; r++) block.sums[r] = record(records, first + r, kv->value_dim);
+    score_rows(arithmetic, rows, all->q + part * all->q_part_bytes, kv->key_dim / 2, group, next,
+               num_tiles, block.scores);
+    if (arithmetic == SINGLES) {
+        weigh_float32_rows(rows, item, visible, group, num_tiles, &block);
+    } else {
+        weigh_bf16_rows(rows, item, visible, group, num_tiles, &block);
+    }
+    sum_values(arithmetic, rows, weights_of(arithmetic, &block, 0), kv, group, next, num_tiles,
+               block.sums);
 }
 
 /* The number of rows must be a constant for the sums to be registers. */
 INLINE void attend_some_rows(int arithmetic, int rows, const item_view *item, const item_rows *all,
-                             int32_t first, row_sums *records, const tile_group *group,
+                             int32_t part, row_sums *records, const tile_group *group,
                              const tile_group *next) {
     switch (rows) {
-    case 1: attend_rows(arithmetic, 1, item, all, first, records, group, next); return;
-    case 2: attend_rows(arithmetic, 2, item, all, first, records, group, next); return;
-    case 3: attend_rows(arithmetic, 3, item, all, first, records, group, next); return;
-    case 4: attend_rows(arithmetic, 4, item, all, first, records, group, next); return;
+    case 1: attend_rows(arithmetic, 1, item, all, part, records, group, next); return;
+    case 2: attend_rows(arithmetic, 2, item, all, part, records, group, next); return;
+    case 3: attend_rows(arithmetic, 3, item, all, part, records, group, next); return;
+    case 4: attend_rows(arithmetic, 4, item, all, part, records, group, next); return;
     }
 }
 
 static void attend_group(const item_view *item, const item_rows *all, row_sums *records,
                          const tile_group *group, const tile_group *next) {
-    int32_t num_parts = (all->num_rows + ROWS_AT_ONCE - 1) / ROWS_AT_ONCE;
-    for (int32_t part = 0; part < num_parts; part++) {
-        int32_t first = all->num_rows * part / num_parts;
-        int rows = all->num_rows * (part + 1) / num_parts - first;
+    for (int32_t part = 0; part < all->num_parts; part++) {
+        int rows = first_of_part(all, part + 1) - first_of_part(all, part);
         if (item->kv->dtype == SF_BFLOAT16) {
-            attend_some_rows(BF16_ARITHMETIC, rows, item, all, first, records, group, next);
+            attend_some_rows(BF16_ARITHMETIC, rows, item, all, part, records, group, next);
         } else {
-            attend_some_rows(SINGLES, rows, item, all, first, records, group, next);
+            attend_some_rows(SINGLES, rows, item, all, part, records, group, next);
         }
     }
 }
@@ -520,31 +606,39 @@ INLINE row_place place_of(const sf_op *op, const item_view *item, int32_t row) {
     };
 }
 
-static int64_t query_bytes(const kv_layer *kv) {
+/* Of the rows that are taken at once. */
+static int64_t query_part_bytes(const kv_layer *kv) {
     bool is_rounded = kv->dtype == SF_BFLOAT16 && BF16_ARITHMETIC == DOT_PAIRS;
-    return kv->key_dim * (is_rounded ? 2 : 4);
+    return (int64_t)ROWS_AT_ONCE * kv->key_dim * (is_rounded ? 2 : 4);
 }
 
-/* As what broadcasts read; an odd last dimension gets a zero beside it. */
-static void load_query(const kv_layer *kv, const sf_buffer *qkv, row_place place, char *q) {
+/* Pairs of a row lie ROWS_AT_ONCE pairs apart in `q`. An odd last dimension keeps its zero. */
+static void load_query(const kv_layer *kv, const sf_buffer *qkv, row_place place, char *q,
+                       int32_t row_in_part) {
     int32_t head_dim = kv->head_dim;
     const char *from = row_of(qkv, place.token) + place.head * head_dim * kv_element_bytes(kv);
-    memset(q, 0, (size_t)query_bytes(kv));
-    if (kv->dtype == SF_BFLOAT16 && BF16_ARITHMETIC == WIDEN_PAIRS) {
-        for (int32_t i = 0; i < head_dim; i++) {
-            ((float *)q)[i] = bf16_to_float(((const bf16 *)from)[i]);
+    for (int32_t d = 0; d < head_dim; d++) {
+        int32_t at = (d / 2 * ROWS_AT_ONCE + row_in_part) * 2 + d % 2;
+        if (kv->dtype == SF_FLOAT32) {
+            ((float *)q)[at] = ((const float *)from)[d];
+        } else if (BF16_ARITHMETIC == DOT_PAIRS) {
+            ((bf16 *)q)[at] = ((const bf16 *)from)[d];
+        } else {
+            ((float *)q)[at] = bf16_to_float(((const bf16 *)from)[d]);
         }
-    } else {
-        memcpy(q, from, (size_t)(head_dim * kv_element_bytes(kv)));
     }
 }
 
 static void load_rows(const attention_call *call, const item_view *item, int32_t first_row,
                       item_rows *all) {
-    for (int32_t r = 0; r < all->num_rows; r++) {
-        row_place place = place_of(call->op, item, first_row + r);
-        all->visible[r] = visible_keys(call->op, place.position);
-        load_query(call->kv, call->qkv, place, all->q + r * all->q_bytes);
+    memset(all->q, 0, (size_t)(all->num_parts * all->q_part_bytes));
+    for (int32_t part = 0; part < all->num_parts; part++) {
+        int32_t first = first_of_part(all, part), end = first_of_part(all, part + 1);
+        for (int32_t r = first; r < end; r++) {
+            row_place place = place_of(call->op, item, first_row + r);
+            all->visible[r] = visible_keys(call->op, place.position);
+            load_query(call->kv, call->qkv, place, all->q + part * all->q_part_bytes, r - first);
+        }
     }
 }
 
@@ -563,15 +657,17 @@ static void write_rows(const attention_call *call, const item_view *item, int32_
     }
 }
 
+enum { MAX_PARTS = (MAX_ITEM_ROWS + ROWS_AT_ONCE - 1) / ROWS_AT_ONCE };
+
 /* Lay out the scratch of a thread; attention_scratch_bytes is how long it is. */
 static item_rows make_rows(const kv_layer *kv, int32_t num_rows, char *scratch) {
     int64_t records = MAX_ITEM_ROWS * row_sums_bytes(kv->value_dim);
-    int64_t queries = MAX_ITEM_ROWS * query_bytes(kv);
     return (item_rows){
         .num_rows = num_rows,
+        .num_parts = (num_rows + ROWS_AT_ONCE - 1) / ROWS_AT_ONCE,
         .q = scratch + 2 * records,
-        .q_bytes = query_bytes(kv),
-        .last_pair = scratch + 2 * records + queries,
+        .q_part_bytes = query_part_bytes(kv),
+        .last_pair = scratch + 2 * records + MAX_PARTS * query_part_bytes(kv),
         .of_split = (row_sums *)scratch,
         .of_all = (row_sums *)(scratch + records),
     };
@@ -579,7 +675,8 @@ static item_rows make_rows(const kv_layer *kv, int32_t num_rows, char *scratch) 
 
 int64_t attention_scratch_bytes(const kv_layer *kv) {
     int64_t last_pair = 2 * kv->value_dim * kv_element_bytes(kv);
-    return MAX_ITEM_ROWS * (2 * row_sums_bytes(kv->value_dim) + query_bytes(kv)) + last_pair;
+    return MAX_ITEM_ROWS * 2 * row_sums_bytes(kv->value_dim) + MAX_PARTS * query_part_bytes(kv) +
+           last_pair;
 }
 
 /* ── the op ────────────────────────────────────────────────────────────────────────────────── */

@@ -43,12 +43,27 @@ INLINE void store(float *p, vec x) { *(vec_mem *)p = x; }
 
 INLINE vec fma_vec(vec a, vec b, vec c) { return a * b + c; } /* contracted where there is FMA */
 
+/* Where one of the two is NaN, the second. */
 INLINE vec max_vec(vec a, vec b) {
+#if LANES == 16
+    return (vec)_mm512_max_ps((__m512)a, (__m512)b);
+#elif LANES == 8
+    return (vec)_mm256_max_ps((__m256)a, (__m256)b);
+#else
     ivec a_wins = a > b;
     return (vec)((a_wins & (ivec)a) | (~a_wins & (ivec)b));
+#endif
 }
 
-INLINE vec min_vec(vec a, vec b) { return -max_vec(-a, -b); }
+INLINE vec min_vec(vec a, vec b) {
+#if LANES == 16
+    return (vec)_mm512_min_ps((__m512)a, (__m512)b);
+#elif LANES == 8
+    return (vec)_mm256_min_ps((__m256)a, (__m256)b);
+#else
+    return -max_vec(-a, -b);
+#endif
+}
 
 /* x where the mask is all ones, else y. */
 INLINE vec blend(ivec mask, vec x, vec y) { return (vec)((mask & (ivec)x) | (~mask & (ivec)y)); }
@@ -60,9 +75,13 @@ INLINE float sum_lanes(vec x) {
 }
 
 INLINE float max_lanes(vec x) {
+#if LANES == 16
+    return _mm512_reduce_max_ps((__m512)x);
+#else
     float max = x[0];
     for (int i = 1; i < LANES; i++) max = x[i] > max ? x[i] : max;
     return max;
+#endif
 }
 
 /* 0, 1, 2, ... */
