@@ -34,6 +34,7 @@ from kernels.program import (
 )
 from kernels.ragged_batch import Int32Array, RaggedBatch
 from kernels.rope_store_kv import rope_angles, rope_store_kv_reference
+from kernels.sampling import ReferenceSampler
 
 Weight: TypeAlias = Tensor | PackedWeight
 
@@ -86,10 +87,15 @@ class ReferenceBackend:
         self._k_caches: list[Tensor] = []
         self._v_caches: list[Tensor] = []
         self._block_size = 0
+        self._sampler = ReferenceSampler()
 
     @property
     def name(self) -> str:
         return "reference"
+
+    @property
+    def sampler(self) -> ReferenceSampler:
+        return self._sampler
 
     def kv_cache_bytes(self, num_blocks: int, block_size: int) -> int:
         num_slots = num_blocks * block_size + 1

@@ -91,6 +91,17 @@ def add_penalties_reference(logits: Tensor, penalties: Penalties) -> None:
     logits.index_put_(where, scaled - penalties.subtract)
 
 
+class ReferenceSampler:
+    """A `kernels.backend.Sampler` in plain torch, on any device."""
+
+    def argmax(self, logits: Tensor) -> tuple[Tensor, Tensor]:
+        largest, token_ids = logits.max(dim=-1)
+        return token_ids, largest
+
+    def sample(self, logits: Tensor, rows: Tensor, randomness: Randomness) -> Tensor:
+        return sample_reference(logits.index_select(0, rows), randomness)
+
+
 def sample_reference(logits: Tensor, randomness: Randomness) -> Tensor:
     """Steps 4 to 8: one id per row, `[num_rows]` int64."""
     drawn = [

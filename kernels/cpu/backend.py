@@ -8,6 +8,7 @@ from torch import Tensor
 
 from kernels.cpu.encode import DTYPES, EncodedProgram, encode
 from kernels.cpu.library import Batch, CpuLibrary
+from kernels.cpu.sampler import CpuSampler
 from kernels.program import Program
 from kernels.ragged_batch import RaggedBatch
 
@@ -58,6 +59,8 @@ class CpuBackend:
         self._logits = torch.empty(0, self._vocab_size)
         self._encoded = encode(program, weights, dtype)
         self._model = self._create(self._encoded, DTYPES[dtype], num_threads, num_yields)
+        threads = library.functions.sf_threads(self._model)
+        self._sampler = CpuSampler(library, threads, self._vocab_size)
         for name in program.weights:
             checkpoint()
             self._pack(name, weights.pop(name))
@@ -69,6 +72,10 @@ class CpuBackend:
     @property
     def name(self) -> str:
         return "cpu"
+
+    @property
+    def sampler(self) -> CpuSampler:
+        return self._sampler
 
     def kv_cache_bytes(self, num_blocks: int, block_size: int) -> int:
         num_bytes: int = self._library.functions.sf_kv_cache_bytes(

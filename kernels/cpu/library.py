@@ -1,4 +1,4 @@
-"""The CPU library as Python sees it: the structs of `src/splitfuse_cpu.h`, and typed functions."""
+"""The CPU library as Python sees it: the structs of its headers, and typed functions."""
 
 import ctypes
 from ctypes import POINTER, c_char_p, c_float, c_int, c_int32, c_int64, c_void_p
@@ -84,7 +84,20 @@ class Batch(ctypes.Structure):
     ]
 
 
-# result, arguments; models and pools are opaque pointers.
+class Randomness(ctypes.Structure):
+    """`sf_randomness` of `src/sampling.h`."""
+
+    _fields_: ClassVar = [
+        ("temperature", c_void_p),
+        ("top_k", c_void_p),
+        ("top_p", c_void_p),
+        ("min_p", c_void_p),
+        ("seeds", c_void_p),
+        ("positions", c_void_p),
+    ]
+
+
+# result, arguments; models, samplers and pools are opaque pointers.
 _SIGNATURES: Final[dict[str, tuple[Any, list[Any]]]] = {
     "sf_last_error": (c_char_p, []),
     "sf_create": (
@@ -92,10 +105,18 @@ _SIGNATURES: Final[dict[str, tuple[Any, list[Any]]]] = {
         [POINTER(Op), c_int32, POINTER(Buffer), c_int32, c_int32, c_int32, c_int32, c_int32],
     ),
     "sf_destroy": (None, [c_void_p]),
+    "sf_threads": (c_void_p, [c_void_p]),
     "sf_set_weight": (c_int32, [c_void_p, c_int32, c_int32, c_void_p]),
     "sf_kv_cache_bytes": (c_int64, [c_void_p, c_int64, c_int32]),
     "sf_allocate_kv_cache": (c_int32, [c_void_p, c_int64, c_int32]),
     "sf_step": (c_int32, [c_void_p, POINTER(Batch), c_void_p]),
+    "sf_create_sampler": (c_void_p, [c_void_p, c_int32]),
+    "sf_destroy_sampler": (None, [c_void_p]),
+    "sf_argmax": (None, [c_void_p, c_void_p, c_int32, c_void_p, c_void_p]),
+    "sf_sample": (
+        c_int32,
+        [c_void_p, c_void_p, c_int32, c_void_p, c_int32, POINTER(Randomness), c_void_p],
+    ),
     "pool_create": (c_void_p, [c_int, c_int]),
     "pool_destroy": (None, [c_void_p]),
 }
@@ -159,6 +180,5 @@ def load_library(
 
 def _declare(functions: ctypes.CDLL) -> None:
     for name, (result, arguments) in _SIGNATURES.items():
-        function = getattr(functions, name, None)
-        if function is not None:
-            function.restype, function.argtypes = result, arguments
+        function = getattr(functions, name)
+        function.restype, function.argtypes = result, arguments

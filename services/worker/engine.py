@@ -144,7 +144,7 @@ class Engine:
         if not chunks:
             return []
         logits = self._backend.run(build_batch(chunks, sequences, self._block_size))
-        return sample(logits, sampling)
+        return sample(logits, sampling, self._backend.sampler)
 
     def _num_kv_blocks(
         self, options: WorkerOptions, config: ModelConfig, max_model_len: int | None

@@ -1,8 +1,8 @@
 """Next tokens for a batch of sequences with mixed parameters.
 
 Rows are sorted out first: most want the largest logit, or a draw, of logits as they are. Only rows
-that ask for biases, penalties or a draw are copied and worked on; when nobody asks, a step costs
-one pass over the logits. What is computed, and in which order, stands in `kernels.sampling`.
+that ask for biases or penalties are copied and worked on; when nobody asks for anything, a step
+costs one pass over the logits. What is computed, and in which order, stands in `kernels.sampling`.
 
 Log-probabilities are those of the model's own logits, before anything is applied to them.
 """
@@ -15,13 +15,13 @@ import torch
 from torch import Tensor
 
 from common.messages import SampledToken, SamplingParams, SequenceFault, TokenLogprob
+from kernels.backend import Sampler
 from kernels.sampling import (
     Biases,
     Penalties,
     Randomness,
     add_biases_reference,
     add_penalties_reference,
-    sample_reference,
 )
 from services.worker.sequence_table import SequenceState
 
@@ -46,28 +46,28 @@ class Sampled:
         return SampledToken(sequence_id, self.token_id, self.logprob)
 
 
-def sample(logits: Tensor, sequences: Sequence[SequenceState]) -> list[Sampled]:
+def sample(logits: Tensor, sequences: Sequence[SequenceState], sampler: Sampler) -> list[Sampled]:
     """Choose the next token of each sequence.
 
     Args:
         logits: float32 `[len(sequences), vocab_size]`, on any device; not written.
         sequences: all of whose tokens are known; the next one's position is their number.
+        sampler: of the backend that made the logits.
     """
     if not sequences:
         return []
-    token_ids, faults = _best(logits, _NOT_FINITE)
-    edited = [
-        row
-        for row, sequence in enumerate(sequences)
-        if row not in faults and not _is_plain_greedy(sequence)
-    ]
+    token_ids, faults = _best(logits, sampler, _NOT_FINITE)
+    usable = [row for row in range(len(sequences)) if row not in faults]
+    edited = [row for row in usable if _is_edited(sequences[row])]
     if edited:
         rows = torch.tensor(edited, device=logits.device)
         chosen, edit_faults = _sample_edited(
-            logits.index_select(0, rows), [sequences[row] for row in edited]
+            logits.index_select(0, rows), [sequences[row] for row in edited], sampler
         )
         token_ids.index_copy_(0, rows, chosen)
         faults |= {edited[row]: fault for row, fault in edit_faults.items()}
+    plain = sorted(set(usable) - set(edited))
+    _draw(logits, sequences, plain, sampler, token_ids)
     ids = token_ids.tolist()
     logprobs = _logprobs(logits, ids, sequences, faults)
     return [
@@ -76,28 +76,39 @@ def sample(logits: Tensor, sequences: Sequence[SequenceState]) -> list[Sampled]:
     ]
 
 
-def _best(logits: Tensor, fault: str) -> tuple[Tensor, dict[int, str]]:
+def _best(logits: Tensor, sampler: Sampler, fault: str) -> tuple[Tensor, dict[int, str]]:
     """The largest logit's id of each row, and the fault of rows where that is not finite.
 
     A row's maximum is NaN if one logit is, and infinite if one is or all are minus infinity.
     """
-    largest, token_ids = logits.max(dim=-1)
+    token_ids, largest = sampler.argmax(logits)
     bad = (~largest.isfinite()).nonzero().flatten().tolist()
     return token_ids, dict.fromkeys(bad, fault)
+
+
+def _draw(
+    logits: Tensor,
+    sequences: Sequence[SequenceState],
+    rows: Sequence[int],
+    sampler: Sampler,
+    token_ids: Tensor,
+) -> None:
+    """Of these rows, draw those that are not greedy, into `token_ids`."""
+    drawn = [row for row in rows if not _is_greedy(sequences[row].sampling)]
+    if drawn:
+        randomness = _randomness([sequences[row] for row in drawn], logits)
+        index = torch.tensor(drawn, device=logits.device)
+        token_ids.index_copy_(0, index, sampler.sample(logits, index, randomness))
 
 
 def _is_greedy(params: SamplingParams) -> bool:
     return params.temperature < _GREEDY_BELOW
 
 
-def _is_plain_greedy(sequence: SequenceState) -> bool:
+def _is_edited(sequence: SequenceState) -> bool:
+    """Whether its logits are not taken as they are."""
     params = sequence.sampling
-    return (
-        _is_greedy(params)
-        and not params.logit_bias
-        and not _has_penalties(params)
-        and not _is_stop_masked(sequence)
-    )
+    return bool(params.logit_bias) or _has_penalties(params) or _is_stop_masked(sequence)
 
 
 def _has_penalties(params: SamplingParams) -> bool:
@@ -117,7 +128,7 @@ def _is_stop_masked(sequence: SequenceState) -> bool:
 
 
 def _sample_edited(
-    logits: Tensor, sequences: Sequence[SequenceState]
+    logits: Tensor, sequences: Sequence[SequenceState], sampler: Sampler
 ) -> tuple[Tensor, dict[int, str]]:
     """Token ids `[num_rows]`, and faults by row; writes `logits`."""
     biases = _biases(sequences, logits)
@@ -126,16 +137,9 @@ def _sample_edited(
     penalties = _penalties(sequences, logits)
     if penalties is not None:
         add_penalties_reference(logits, penalties)
-    token_ids, faults = _best(logits, _NOTHING_LEFT)
-    drawn = [
-        row
-        for row, sequence in enumerate(sequences)
-        if row not in faults and not _is_greedy(sequence.sampling)
-    ]
-    if drawn:
-        rows = torch.tensor(drawn, device=logits.device)
-        randomness = _randomness([sequences[row] for row in drawn], logits)
-        token_ids.index_copy_(0, rows, sample_reference(logits.index_select(0, rows), randomness))
+    token_ids, faults = _best(logits, sampler, _NOTHING_LEFT)
+    usable = [row for row in range(len(sequences)) if row not in faults]
+    _draw(logits, sequences, usable, sampler, token_ids)
     return token_ids, faults
 
 

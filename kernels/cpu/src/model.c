@@ -251,6 +251,8 @@ sf_model *sf_create(const sf_op *ops, int32_t num_ops, const sf_buffer *buffers,
     return NULL;
 }
 
+struct pool *sf_threads(const sf_model *model) { return model->threads; }
+
 /* ── weights ───────────────────────────────────────────────────────────────────────────────── */
 
 typedef struct {

@@ -78,6 +78,9 @@ sf_model *sf_create(const sf_op *ops, int32_t num_ops, const sf_buffer *buffers,
 
 void sf_destroy(sf_model *model);
 
+/* The model's threads, for what runs between its steps. */
+struct pool *sf_threads(const sf_model *model);
+
 /* Pack a linear's, logits' or experts' matrix [rows, in_width] of the model's dtype.
  * part: 0; of experts: 0 the router, 1 + 2 * expert its gate and up, 2 + 2 * expert its down. */
 int32_t sf_set_weight(sf_model *model, int32_t op, int32_t part, const void *matrix);
