@@ -1,26 +1,55 @@
 """Truncation and draws against a plain walk over the sorted vocabulary."""
 
+import math
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from typing import TypeAlias
+
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
+from kernels.backend import Sampler
+from kernels.cpu.sampler import CpuSampler
 from kernels.sampling import (
     Biases,
     Penalties,
     Randomness,
+    ReferenceSampler,
     add_biases_reference,
     add_penalties_reference,
     draw_reference,
-    sample_reference,
 )
+from tests.support.samplers import SAMPLERS, make_sampler
 
 VOCAB = 1500
+
+SamplerFor: TypeAlias = Callable[[int], Sampler]
+
+
+@pytest.fixture(params=SAMPLERS)
+def sampler_for(request: pytest.FixtureRequest) -> Iterator[SamplerFor]:
+    """Makes samplers of one implementation for a vocabulary."""
+    with ExitStack() as stack:
+        yield lambda vocab_size: stack.enter_context(make_sampler(request.param, vocab_size))
+
+
+@pytest.fixture
+def sampler(sampler_for: SamplerFor) -> Sampler:
+    return sampler_for(VOCAB)
+
+
+def draw_all(sampler: Sampler, logits: Tensor, r: Randomness) -> Tensor:
+    """One draw of each row; of a single row, as many as there are parameters."""
+    rows = torch.arange(len(logits)) if len(logits) > 1 else torch.zeros(len(r.seeds)).long()
+    return sampler.sample(logits, rows, r)
 
 
 def randomness(
     rows: int,
     temperature: float = 1.0,
-    top_k: int = VOCAB,
+    top_k: int = 2**31,
     top_p: float = 1.0,
     min_p: float = 0.0,
     seed: int = 3,
@@ -67,12 +96,14 @@ def allowed(logits: torch.Tensor, r: Randomness) -> dict[int, float]:
     ],
     ids=str,
 )
-def test_draws_follow_the_truncated_distribution(settings: dict[str, float]) -> None:
+def test_draws_follow_the_truncated_distribution(
+    settings: dict[str, float], sampler: Sampler
+) -> None:
     row = torch.randn(VOCAB, generator=torch.Generator().manual_seed(1)) * 2
-    draws = 20_000 if settings.get("temperature") != 50.0 else 4_000
+    draws = 4_000 if settings.get("temperature") == 50.0 else 10_000
     r = randomness(draws, **settings)  # type: ignore[arg-type]
 
-    ids = sample_reference(row.expand(draws, VOCAB), r).tolist()
+    ids = draw_all(sampler, row[None], r).tolist()
 
     expected = allowed(row, r)
     assert set(ids) <= set(expected)
@@ -83,24 +114,24 @@ def test_draws_follow_the_truncated_distribution(settings: dict[str, float]) -> 
     assert chi_square < len(likely) + 4 * (2 * len(likely)) ** 0.5 + 1
 
 
-def test_a_row_is_drawn_alike_in_any_batch() -> None:
+def test_a_row_is_drawn_alike_in_any_batch(sampler: Sampler) -> None:
     logits = torch.randn(70, VOCAB, generator=torch.Generator().manual_seed(2)) * 3
     mixed = randomness(70, temperature=0.9, top_k=90, top_p=0.9)
     mixed.top_k[::3], mixed.top_p[1::3], mixed.min_p[::5] = VOCAB, 1.0, 0.1
 
-    together = sample_reference(logits, mixed)
+    together = draw_all(sampler, logits, mixed)
 
     alone = [
-        sample_reference(logits[i : i + 1], mixed.rows(slice(i, i + 1))).item() for i in range(70)
+        draw_all(sampler, logits[i : i + 1], mixed.rows(slice(i, i + 1))).item() for i in range(70)
     ]
     assert together.tolist() == alone
 
 
-def test_tokens_as_likely_as_the_last_one_kept_stay() -> None:
-    logits = torch.log(torch.tensor([[0.4, 0.2, 0.2, 0.2]])).expand(400, 4)
+def test_tokens_as_likely_as_the_last_one_kept_stay(sampler_for: SamplerFor) -> None:
+    logits = torch.log(torch.tensor([[0.4, 0.2, 0.2, 0.2]]))
 
-    by_count = sample_reference(logits, randomness(400, top_k=2))
-    by_mass = sample_reference(logits, randomness(400, top_p=0.5))
+    by_count = draw_all(sampler_for(4), logits, randomness(400, top_k=2))
+    by_mass = draw_all(sampler_for(4), logits, randomness(400, top_p=0.5))
 
     assert set(by_count.tolist()) == set(by_mass.tolist()) == {0, 1, 2, 3}
 
@@ -115,23 +146,137 @@ def test_forbidden_tokens_are_never_drawn_whatever_the_number() -> None:
     assert abs((drawn == 6).float().mean().item() - 0.75) < 4 * (0.75 * 0.25 / many) ** 0.5
 
 
-def test_rounding_of_the_logits_hardly_ever_changes_what_is_drawn() -> None:
+def test_rounding_of_the_logits_hardly_ever_changes_what_is_drawn(sampler: Sampler) -> None:
     generator = torch.Generator().manual_seed(6)
     logits = torch.randn(2_000, VOCAB, generator=generator) * 2
     rounded = logits + 1e-5 * torch.randn(2_000, VOCAB, generator=generator)
 
-    changed = sample_reference(logits, randomness(2_000)) != sample_reference(
-        rounded, randomness(2_000)
+    changed = draw_all(sampler, logits, randomness(2_000)) != draw_all(
+        sampler, rounded, randomness(2_000)
     )
 
     # About one in 1e5; one in a thousand if a uniform number cut the running sum.
     assert changed.sum() <= 1
 
 
-def test_a_tiny_temperature_takes_the_largest_logit() -> None:
+def test_a_tiny_temperature_takes_the_largest_logit(sampler: Sampler) -> None:
     logits = torch.randn(50, VOCAB, generator=torch.Generator().manual_seed(4))
 
-    assert torch.equal(sample_reference(logits, randomness(50, 1e-5)), logits.argmax(-1))
+    assert torch.equal(draw_all(sampler, logits, randomness(50, 1e-5)), logits.argmax(-1))
+
+
+@pytest.mark.parametrize("vocab_size", [1, 2, 5, 15, 16, 17, 63, 64, 65, 1000, 5_000])
+def test_the_largest_logit_is_found_and_the_lowest_of_equals(
+    sampler_for: SamplerFor, vocab_size: int
+) -> None:
+    generator = torch.Generator().manual_seed(vocab_size)
+    logits = torch.randint(-9, 9, (40, vocab_size), generator=generator).float()
+    logits[::3] = float("-inf")
+    logits[::6, vocab_size // 2] = -8.0
+
+    token_ids, largest = sampler_for(vocab_size).argmax(logits)
+
+    assert torch.equal(largest, logits.amax(-1))
+    assert token_ids.tolist() == [row.tolist().index(row.max().item()) for row in logits]
+
+
+@pytest.mark.parametrize("nan", [math.nan, -math.nan])
+def test_a_row_with_a_nan_has_no_largest_logit(sampler_for: SamplerFor, nan: float) -> None:
+    vocab_size = 150
+    logits = torch.randn(vocab_size, vocab_size)
+    logits[1:, 1:].fill_diagonal_(nan)
+
+    token_ids, largest = sampler_for(vocab_size).argmax(logits)
+
+    assert largest.isnan().tolist() == [False] + [True] * (vocab_size - 1)
+    assert token_ids.min() >= 0
+    assert token_ids.max() < vocab_size
+
+
+@pytest.mark.parametrize("vocab_size", [1, 3, 4, 17, 64, 65, 100, 255, 3001, 20_000])
+def test_every_implementation_draws_the_same_tokens(
+    sampler_for: SamplerFor, vocab_size: int
+) -> None:
+    """Mixed parameters, flat and steep rows, forbidden tokens; rows in an order of their own."""
+    num_rows, draws = 24, 96
+    rng = np.random.default_rng(vocab_size)
+    logits = torch.from_numpy(rng.standard_normal((num_rows, vocab_size), np.float32))
+    logits *= torch.from_numpy(rng.uniform(0.1, 9, (num_rows, 1)).astype(np.float32))
+    logits[:, 1:][torch.from_numpy(rng.random((num_rows, vocab_size - 1)) < 0.1)] = -math.inf
+    top_k = rng.integers(1, vocab_size + 1, draws)
+    few = rng.integers(1, min(vocab_size, 60) + 1, draws)
+    r = Randomness(
+        temperature=torch.from_numpy(rng.choice([1e-5, 0.3, 1, 1.7, 100], draws)).float(),
+        top_k=torch.from_numpy(np.choose(rng.integers(0, 3, draws), [few, top_k, vocab_size])),
+        top_p=torch.from_numpy(np.choose(rng.integers(0, 2, draws), [rng.random(draws), 1.0])),
+        min_p=torch.from_numpy(rng.choice([0.0, 0.0, 0.03, 0.5, 1], draws)).float(),
+        seeds=torch.from_numpy(rng.integers(-(2**63), 2**63, draws)),
+        positions=torch.from_numpy(rng.integers(0, 2**40, draws)),
+    )
+    rows = torch.from_numpy(rng.integers(0, num_rows, draws))
+
+    drawn = sampler_for(vocab_size).sample(logits, rows, r)
+
+    assert torch.equal(drawn, ReferenceSampler().sample(logits, rows, r))
+
+
+def test_a_row_of_equal_logits_is_drawn_from_evenly(sampler: Sampler) -> None:
+    draws = 3_000
+
+    ids = draw_all(sampler, torch.full((1, VOCAB), -7.0), randomness(draws, top_k=9, top_p=0.5))
+
+    counts = torch.bincount(ids // 100, minlength=15)  # all are as likely as the last one kept
+    assert ((counts - draws / 15).abs() < 5 * (draws / 15) ** 0.5).all()
+
+
+def test_the_logits_are_not_written(sampler: Sampler) -> None:
+    logits = torch.randn(3, VOCAB)
+    before = logits.clone()
+
+    sampler.argmax(logits)
+    draw_all(sampler, logits, randomness(3, top_k=5, top_p=0.5, min_p=0.1))
+
+    assert torch.equal(logits, before)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"temperature": 0.0}, "row 0: temperature 0"),
+        ({"temperature": math.nan}, "temperature -?nan"),
+        ({"top_k": 0}, "top_k 0"),
+        ({"top_p": 0.0}, "top_p 0"),
+        ({"min_p": 1.5}, "min_p 1.5"),
+    ],
+    ids=str,
+)
+def test_c_refuses_parameters_that_are_out_of_range(
+    settings: dict[str, float], message: str
+) -> None:
+    with make_sampler("cpu", VOCAB) as sampler, pytest.raises(ValueError, match=message):
+        draw_all(sampler, torch.zeros(1, VOCAB), randomness(1, **settings))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("row", [-1, 2, 2**40])
+def test_c_refuses_rows_that_are_not_there(row: int) -> None:
+    with make_sampler("cpu", VOCAB) as sampler, pytest.raises(ValueError, match=f"row {row} of 2"):
+        sampler.sample(torch.zeros(2, VOCAB), torch.tensor([row]), randomness(1))
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_c_survives_rows_that_are_not_finite(value: float) -> None:
+    logits = torch.full((1, VOCAB), value)
+    every = randomness(4, top_k=3)
+    every.top_k[::2] = VOCAB
+    every.top_p[:2] = 0.5
+
+    with make_sampler("cpu", VOCAB) as sampler:
+        drawn = draw_all(sampler, logits, every)
+        drawn_with_one = draw_all(sampler, torch.randn(1, VOCAB).index_fill(1, drawn, value), every)
+
+    assert isinstance(sampler, CpuSampler)
+    assert ((drawn >= 0) & (drawn < VOCAB)).all()
+    assert ((drawn_with_one >= 0) & (drawn_with_one < VOCAB)).all()
 
 
 def test_biases_are_added_and_minus_infinity_forbids() -> None:
