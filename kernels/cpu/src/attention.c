@@ -508,8 +508,9 @@ static void attend_group(const item_view *item, const item_rows *all, row_sums *
 static void clear_sums(row_sums *records, int32_t num_rows, int32_t value_dim) {
     for (int32_t r = 0; r < num_rows; r++) {
         row_sums *row = record(records, r, value_dim);
-        memset(row, 0, (size_t)row_sums_bytes(value_dim));
+        store(row->lane_sums, splat(0.0f));
         row->max = HIDDEN_SCORE;
+        for (int32_t i = 0; i < value_dim; i += LANES) store(row->values + i, splat(0.0f));
     }
 }
 
@@ -612,32 +613,53 @@ static int64_t query_part_bytes(const kv_layer *kv) {
     return (int64_t)ROWS_AT_ONCE * kv->key_dim * (is_rounded ? 2 : 4);
 }
 
-/* Pairs of a row lie ROWS_AT_ONCE pairs apart in `q`. An odd last dimension keeps its zero. */
-static void load_query(const kv_layer *kv, const sf_buffer *qkv, row_place place, char *q,
+/* One pair of a query as the broadcasts read it. */
+INLINE void put_query_pair(int arithmetic, char *to, const char *from) {
+    if (arithmetic != WIDEN_PAIRS) {
+        memcpy(to, from, (size_t)row_pair_bytes(arithmetic));
+        return;
+    }
+    float pair[2] = {bf16_to_float(((const bf16 *)from)[0]), bf16_to_float(((const bf16 *)from)[1])};
+    memcpy(to, pair, sizeof pair);
+}
+
+/* Pairs of a row lie ROWS_AT_ONCE pairs apart in `q`. An odd last dimension gets a zero beside it. */
+INLINE void load_query(int arithmetic, const char *from, int32_t head_dim, char *q,
                        int32_t row_in_part) {
-    int32_t head_dim = kv->head_dim;
-    const char *from = row_of(qkv, place.token) + place.head * head_dim * kv_element_bytes(kv);
-    for (int32_t d = 0; d < head_dim; d++) {
-        int32_t at = (d / 2 * ROWS_AT_ONCE + row_in_part) * 2 + d % 2;
-        if (kv->dtype == SF_FLOAT32) {
-            ((float *)q)[at] = ((const float *)from)[d];
-        } else if (BF16_ARITHMETIC == DOT_PAIRS) {
-            ((bf16 *)q)[at] = ((const bf16 *)from)[d];
-        } else {
-            ((float *)q)[at] = bf16_to_float(((const bf16 *)from)[d]);
-        }
+    const int64_t from_bytes = arithmetic == SINGLES ? 4 : 2;
+    const int64_t pair_bytes = row_pair_bytes(arithmetic);
+    char *to = q + row_in_part * pair_bytes;
+    for (int32_t pair = 0; pair < head_dim / 2; pair++) {
+        put_query_pair(arithmetic, to + pair * ROWS_AT_ONCE * pair_bytes,
+                       from + pair * 2 * from_bytes);
+    }
+    if (head_dim % 2 != 0) {
+        char last[8] = {0};
+        memcpy(last, from + (head_dim - 1) * from_bytes, (size_t)from_bytes);
+        put_query_pair(arithmetic, to + head_dim / 2 * ROWS_AT_ONCE * pair_bytes, last);
+    }
+}
+
+static void load_query_at(const attention_call *call, row_place place, char *q,
+                          int32_t row_in_part) {
+    int32_t head_dim = call->kv->head_dim;
+    const char *row = row_of(call->qkv, place.token);
+    const char *from = row + place.head * head_dim * kv_element_bytes(call->kv);
+    if (call->kv->dtype == SF_BFLOAT16) {
+        load_query(BF16_ARITHMETIC, from, head_dim, q, row_in_part);
+    } else {
+        load_query(SINGLES, from, head_dim, q, row_in_part);
     }
 }
 
 static void load_rows(const attention_call *call, const item_view *item, int32_t first_row,
                       item_rows *all) {
-    memset(all->q, 0, (size_t)(all->num_parts * all->q_part_bytes));
     for (int32_t part = 0; part < all->num_parts; part++) {
         int32_t first = first_of_part(all, part), end = first_of_part(all, part + 1);
         for (int32_t r = first; r < end; r++) {
             row_place place = place_of(call->op, item, first_row + r);
             all->visible[r] = visible_keys(call->op, place.position);
-            load_query(call->kv, call->qkv, place, all->q + part * all->q_part_bytes, r - first);
+            load_query_at(call, place, all->q + part * all->q_part_bytes, r - first);
         }
     }
 }

@@ -69,9 +69,13 @@ INLINE vec min_vec(vec a, vec b) {
 INLINE vec blend(ivec mask, vec x, vec y) { return (vec)((mask & (ivec)x) | (~mask & (ivec)y)); }
 
 INLINE float sum_lanes(vec x) {
+#if LANES == 16
+    return _mm512_reduce_add_ps((__m512)x);
+#else
     float sum = 0;
     for (int i = 0; i < LANES; i++) sum += x[i];
     return sum;
+#endif
 }
 
 INLINE float max_lanes(vec x) {
