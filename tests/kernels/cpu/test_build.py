@@ -289,9 +289,11 @@ WARNINGS = ("-std=gnu11", "-Wall", "-Wextra", "-Werror")
 @pytest.mark.parametrize("instruction_set", isa.instruction_sets_of_this_machine())
 def test_the_sources_have_no_warnings(instruction_set: isa.InstructionSet) -> None:
     target = library_target(instruction_set)
-    command = [*find_compiler().command, *WARNINGS, "-fsyntax-only", *target.flags, *target.sources]
+    command = [*find_compiler().command, *WARNINGS, "-fsyntax-only", *target.flags]
 
-    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    result = subprocess.run(
+        [*command, *map(str, target.sources)], capture_output=True, text=True, check=False
+    )
 
     assert result.returncode == 0, result.stderr
 
