@@ -57,7 +57,7 @@ class Tensors:
 
     def q(self, shape: AttentionShape) -> torch.Tensor:
         q = self.qkv[:, : shape.num_heads * shape.head_dim]
-        return q.unflatten(1, (shape.num_heads, shape.head_dim))
+        return q.view(len(q), shape.num_heads, shape.head_dim)
 
 
 def make_tensors(
@@ -80,7 +80,7 @@ def make_tensors(
         key = np.arange(kv_len)
         live[table[key // block_size] * block_size + key % block_size] = True
     k[~live] = v[~live] = float("nan")
-    k, v = (x.to(kv_dtype or dtype).unflatten(0, (NUM_BLOCKS, block_size)) for x in (k, v))
+    k, v = (x.to(kv_dtype or dtype).view(NUM_BLOCKS, block_size, *kv_shape[1:]) for x in (k, v))
     return Tensors(batch, qkv.to(device), k.to(device), v.to(device))
 
 
@@ -114,10 +114,7 @@ def run(
 
 def reference(tensors: Tensors, shape: AttentionShape) -> torch.Tensor:
     q = tensors.q(shape)
-    caches = []
-    for cache in (tensors.k, tensors.v):
-        slots = cache.flatten(0, 1).to(q.dtype)
-        caches.append(torch.cat([slots, torch.zeros_like(slots[:1])]))
+    k, v = (with_zero_slot(cache.flatten(0, 1).to(q.dtype)) for cache in (tensors.k, tensors.v))
     batch = dataclasses.replace(
         tensors.batch,  # the reference gathers from padding, and then masks it
         block_tables=np.where(
@@ -125,8 +122,12 @@ def reference(tensors: Tensors, shape: AttentionShape) -> torch.Tensor:
         ),
     )
     block_size = tensors.k.shape[1]
-    groups = group_sequences(batch, block_size, len(caches[0]) - 1, q, shape.sliding_window)
-    return paged_attention_reference(q, *caches, groups, shape.scale, shape.soft_cap)
+    groups = group_sequences(batch, block_size, len(k) - 1, q, shape.sliding_window)
+    return paged_attention_reference(q, k, v, groups, shape.scale, shape.soft_cap)
+
+
+def with_zero_slot(cache: torch.Tensor) -> torch.Tensor:
+    return torch.cat([cache, torch.zeros_like(cache[:1])])
 
 
 def assert_close(actual: torch.Tensor, expected: torch.Tensor) -> None:
