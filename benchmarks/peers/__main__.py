@@ -67,7 +67,7 @@ def run(options: argparse.Namespace, places: Places, machine: Machine) -> int:
         "without": {peer.name: missing_extras(peer, places) for peer in peers},
     }
     visits: list[Visit] = []
-    for number in range(1, (1 if options.quick else options.rounds) + 1):
+    for number in range(1, (options.rounds or (1 if options.quick else 3)) + 1):
         for peer in (SPLITFUSE, *peers):
             flags = tuple(shlex.split(options.splitfuse_flags)) if peer is SPLITFUSE else ()
             visits.append(visit(peer, flags, places, course, number))
@@ -100,8 +100,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
             sub.add_argument("--jobs", type=int, default=len(os.sched_getaffinity(0)))
         else:
             sub.add_argument("--loads", nargs="+", choices=LOADS, default=list(LOADS))
-            sub.add_argument("--rounds", type=int, default=3)
-            sub.add_argument("--quick", action="store_true", help="one round of shorter loads")
+            sub.add_argument("--rounds", type=int, help="default: 3, or 1 if quick")
+            sub.add_argument("--quick", action="store_true", help="a quarter of the requests")
             sub.add_argument("--splitfuse-flags", default="", help="more flags of ours, quoted")
             sub.add_argument("--json", type=Path, help="default: a new file in WORK/results")
     return parser.parse_args(argv)

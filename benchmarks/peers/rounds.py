@@ -45,6 +45,7 @@ def visit(
     try:
         with serving(peer, places, extra_flags) as server:
             result.startup_s = server.startup_s
+            course.say(f"round {round_number} {peer.name}: ready after {server.startup_s:.1f} s")
             result.greedy_text = greedy_text(server)
             result.first_answer_s = time.monotonic() - server.began
             _take_loads(server, places, course, result)
@@ -57,8 +58,7 @@ def visit(
 
 
 def _take_loads(server: Server, places: Places, course: Course, result: Visit) -> None:
-    number, name = result.round_number, result.server
-    course.say(f"round {number} {name}: ready after {result.startup_s:.1f} s")
+    number = result.round_number
     for load in (WARM_UP, *course.loads):
         if load is not WARM_UP and load.name not in server.peer.loads:
             continue
@@ -66,7 +66,8 @@ def _take_loads(server: Server, places: Places, course: Course, result: Visit) -
         measures = run_load(server, load, asks, places.cores, course.spell)
         if load is not WARM_UP:
             result.loads[load.name] = measures
-            course.say(f"round {number} {name}: {load.name}: {summary(measures)}")
+            where = f"round {number} {server.peer.name}: {load.name}"
+            course.say(f"{where}: {summary(measures)}")
 
 
 def summary(measures: Measures) -> str:
