@@ -18,6 +18,8 @@ class FakeOpenAI(ThreadingHTTPServer):
     its first piece; "fail" fails in the middle of a stream; "refuse" is refused.
     """
 
+    request_queue_size = 128  # the default, 5, resets connections that come at once
+
     daemon_threads = True
 
     def __init__(self) -> None:
