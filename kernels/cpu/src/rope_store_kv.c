@@ -74,9 +74,11 @@ static void turn_heads(char *row, int32_t dtype, int32_t num_heads, int32_t head
 /* Pairs of a key lie KEYS_PER_TILE pairs apart; the second of the last is padding if the number of
  * dimensions is odd. */
 static void store_key_bf16(bf16 *tile, int32_t place, const bf16 *key, int32_t head_dim) {
-    for (int32_t d = 0; d < head_dim; d++) {
-        tile[(d / 2 * KEYS_PER_TILE + place) * 2 + d % 2] = key[d];
+    bf16 *pair = tile + 2 * place;
+    for (int32_t d = 0; d + 1 < head_dim; d += 2, pair += 2 * KEYS_PER_TILE) {
+        memcpy(pair, key + d, 2 * sizeof *key);
     }
+    if (head_dim % 2 != 0) *pair = key[head_dim - 1];
 }
 
 static void store_value_bf16(bf16 *tile, int32_t place, const bf16 *value, int32_t head_dim,
