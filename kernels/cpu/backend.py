@@ -12,8 +12,8 @@ from kernels.cpu.sampler import CpuSampler
 from kernels.program import Program
 from kernels.ragged_batch import RaggedBatch
 
-# How often a thread that waits at a barrier gives its core away before it sleeps: a thread that only
-# looked would keep the one it waits for off the core whenever other processes compute, too.
+# How often a thread that waits at a barrier gives its core away before it sleeps. One that only
+# looked would keep the thread it waits for off the core whenever other processes compute, too.
 NUM_YIELDS = 100
 
 

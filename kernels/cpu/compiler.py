@@ -13,13 +13,18 @@ from typing import Final
 from kernels.cpu.errors import CompileError, NoCompiler
 
 # No -ffast-math: it would break NaN, and the order of sums that makes rows independent of a batch.
-FLAGS: Final = ("-O3", "-std=gnu11", "-fPIC", "-fno-math-errno", "-pthread")
+_FLAGS: Final = ("-O3", "-std=gnu11", "-fPIC", "-fno-math-errno", "-pthread")
 _LINK_FLAGS: Final = ("-shared", "-pthread")
 _LIBRARIES: Final = ("-lm",)
 
 _NAMES: Final = ("cc", "gcc", "clang")
 _TIMEOUT_S: Final = 300.0
 _LINES_KEPT: Final = 20
+
+
+def common_flags() -> tuple[str, ...]:
+    """Of all files and instruction sets; $CFLAGS comes last, as everywhere."""
+    return (*_FLAGS, *shlex.split(os.environ.get("CFLAGS", "")))
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,11 +40,12 @@ class Compiler:
         Raises:
             CompileError: a file does not compile, or they do not link.
         """
+        flags = (*common_flags(), *flags)
         objects = [library.parent / f"{source.stem}.o" for source in sources]
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             list(
                 pool.map(
-                    lambda source, target: self._run(*FLAGS, *flags, "-c", source, "-o", target),
+                    lambda source, target: self._run(*flags, "-c", source, "-o", target),
                     sources,
                     objects,
                 )

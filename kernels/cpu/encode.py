@@ -191,10 +191,9 @@ class _Encoder:
     def _encode(self, op: Op | _GatedLinear) -> COp:
         match op:
             case Embed():
-                return self._make(Kind.EMBED, out=op.out, **self._table(op.weight))
+                return self._embed(Kind.EMBED, op.weight, op.out, offset=0)
             case EmbedPositions():
-                table = self._table(op.weight)
-                return self._make(Kind.EMBED_POSITIONS, out=op.out, offset=op.offset, **table)
+                return self._embed(Kind.EMBED_POSITIONS, op.weight, op.out, op.offset)
             case Norm():
                 return self._norm(op)
             case Linear():
@@ -237,6 +236,11 @@ class _Encoder:
 
         numbers = {"input": number(input), "output": number(out), "residual": number(residual)}
         return COp(kind=kind, **numbers, **fields)
+
+    def _embed(self, kind: Kind, weight: str, out: str, offset: int) -> COp:
+        table = self._weights[weight].contiguous()
+        self.kept_alive.append(table)
+        return self._make(kind, out=out, table=table.data_ptr(), num_rows=len(table), offset=offset)
 
     def _norm(self, op: Norm) -> COp:
         return self._make(
@@ -311,11 +315,6 @@ class _Encoder:
 
     def _add_matrix(self, weight: str, part: int, index: int | None = None) -> None:
         self.matrices.setdefault(weight, []).append(Matrix(self._num_ops, part, index))
-
-    def _table(self, weight: str) -> dict[str, int]:
-        tensor = self._weights[weight].contiguous()
-        self.kept_alive.append(tensor)
-        return {"table": tensor.data_ptr(), "num_rows": len(tensor)}
 
     def _float32(self, weight: str) -> int:
         tensor = self._weights[weight].float().contiguous()

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Final
 
 from kernels.cpu import instruction_set as isa
-from kernels.cpu.compiler import FLAGS, Compiler, find_compiler
+from kernels.cpu.compiler import Compiler, common_flags, find_compiler
 from kernels.cpu.errors import CompileError, NoCompiler
 
 SOURCES: Final = Path(__file__).parent / "src"
@@ -41,7 +41,7 @@ class Target:
         files = sorted({*self.sources, *(h for s in self.sources for h in s.parent.glob("*.h"))})
         return _digest(
             platform.machine().encode(),
-            " ".join([*FLAGS, *self.flags]).encode(),
+            " ".join([*common_flags(), *self.flags]).encode(),
             *(part for file in files for part in (file.name.encode(), file.read_bytes())),
         )
 

@@ -62,7 +62,7 @@ def every_op(heads: Heads = Heads()) -> Program:
         Norm("rms", "hidden", out="normed", weight="norm0", eps=1e-5),
         Linear("normed", out="qkv", weight="qkv0"),
         RopeStoreKv("qkv", 0, *shape, rope if h.rotary_dim else None),
-        PagedAttention("qkv", "attended", 0, *shape, **attention),  # type: ignore[arg-type]
+        PagedAttention("qkv", "attended", 0, *shape, **attention),
         Linear("attended", out="hidden", weight="o0", residual="hidden"),
         Norm("rms", "hidden", out="normed", weight="norm1", eps=1e-5),
         Linear("normed", out="gate_up", weight="gate_up0", bias="gate_up_bias"),
@@ -71,7 +71,7 @@ def every_op(heads: Heads = Heads()) -> Program:
         Norm("layer", "hidden", out="normed", weight="norm2", eps=1e-5, bias="norm2_bias"),
         Linear("normed", out="qkv", weight="qkv1", bias="qkv_bias"),
         RopeStoreKv("qkv", 1, *shape, None),
-        PagedAttention("qkv", "attended", 1, *shape, **attention),  # type: ignore[arg-type]
+        PagedAttention("qkv", "attended", 1, *shape, **attention),
         Linear("attended", out="delta", weight="o1", activation="gelu"),
         Norm("layer", "delta", out="normed", weight="norm3", eps=1e-5, residual="hidden"),
         MixtureOfExperts(

@@ -1,14 +1,13 @@
 /* Attention of one item: 64 keys after another, online softmax.
  *
  * Rows are taken ROWS_AT_ONCE at a time: their scores with GROUP_TILES tiles of keys, their
- * probabilities, and the sums of values that these weigh. Both multiplications are the same: pairs of
- * elements of a row (of q, of p) are broadcast, and multiply vectors of pairs (of K, of V) into sums
- * that stay in registers. While a group of tiles is used, the next one is prefetched line by line.
+ * probabilities, and the sums of values that these weigh. Both multiplications are the same: pairs
+ * of elements of a row (of q, of p) are broadcast, and multiply vectors of pairs (of K, of V) into
+ * sums that stay in registers. While a group of tiles is used, the next one is prefetched line by line.
  *
  * Groups and splits begin at fixed tiles of the sequence, and keys that a row does not see change
  * nothing in it (they add zero, and multiply by one): so a row does not depend on its item.
  */
-#include <math.h>
 #include <stdbool.h>
 
 #include "attention_plan.h"
@@ -20,10 +19,10 @@ enum {
     GROUP_KEYS = GROUP_TILES * KEYS_PER_TILE,
     GROUP_VECTORS = GROUP_KEYS / LANES,
     ROWS_AT_ONCE = 4,
-    /* Registers: ROWS_AT_ONCE times as many sums, twice as many operands, and broadcasts. */
+    /* So that the sums of all rows, the operands and the broadcasts fit into the registers. */
     VECTORS_AT_ONCE = LANES == 16 ? 4 : 2,
     PAIRS_PER_TILE = KEYS_PER_TILE / 2,
-    /* All but vectors of float32 in tiles hold pairs of bfloat16: 4 bytes by lane anyway. */
+    /* A lane is a float32 or a pair of bfloat16. */
     VECTOR_BYTES = 4 * LANES,
 };
 
@@ -323,70 +322,85 @@ INLINE bool sees_all(const tile_group *group, key_range visible) {
 
 /* ── values ────────────────────────────────────────────────────────────────────────────────── */
 
-/* `vectors` vectors of columns. */
-INLINE void sum_columns(int arithmetic, int rows, int vectors, int32_t column, const char *p,
-                        const kv_layer *kv, const tile_group *group, const tile_group *next,
-                        int32_t num_tiles, row_sums *const *sums_of) {
-    const int64_t p_bytes = GROUP_KEYS / 2 * row_pair_bytes(arithmetic);
-    int64_t row_bytes = kv->value_dim * (arithmetic == SINGLES ? 4 : 2);
-    int64_t offset = column * 4; /* a column of either dtype's pairs; see VECTOR_BYTES */
-    vec sums[ROWS_AT_ONCE][VECTORS_AT_ONCE];
+INLINE void load_sums(int rows, int vectors, int32_t column, row_sums *const *records,
+                      vec sums[ROWS_AT_ONCE][VECTORS_AT_ONCE]) {
 #pragma GCC unroll 4
     for (int r = 0; r < rows; r++) {
 #pragma GCC unroll 4
         for (int v = 0; v < vectors; v++) {
-            sums[r][v] = load(sums_of[r]->values + column + v * LANES);
-        }
-    }
-    for (int32_t t = 0; t < num_tiles; t++) {
-        const char *values = group->values[t] + offset, *ahead = next->values[t] + offset;
-        const char *weights = p + t * PAIRS_PER_TILE * row_pair_bytes(arithmetic);
-        int32_t num_pairs = group->num_pairs[t];
-        for (int32_t i = 0; i < num_pairs; i++) {
-            vec_pair b[VECTORS_AT_ONCE];
-#pragma GCC unroll 4
-            for (int v = 0; v < vectors; v++) {
-                int64_t at = i * 2 * row_bytes + v * VECTOR_BYTES;
-                b[v] = load_vec_pair(arithmetic, values + at, row_bytes);
-                prefetch_vec_pair(arithmetic, ahead + at, row_bytes);
-            }
-            add_row_pairs(arithmetic, rows, vectors, weights + i * row_pair_bytes(arithmetic),
-                          p_bytes, b, sums);
-        }
-    }
-    if (group->last_pair != NULL && num_tiles == group->num_tiles) {
-        int32_t pair = (num_tiles - 1) * PAIRS_PER_TILE + group->num_pairs[num_tiles - 1];
-        vec_pair b[VECTORS_AT_ONCE];
-        for (int v = 0; v < vectors; v++) {
-            b[v] = load_vec_pair(arithmetic, group->last_pair + offset + v * VECTOR_BYTES,
-                                 row_bytes);
-        }
-        add_row_pairs(arithmetic, rows, vectors, p + pair * row_pair_bytes(arithmetic), p_bytes, b,
-                      sums);
-    }
-#pragma GCC unroll 4
-    for (int r = 0; r < rows; r++) {
-#pragma GCC unroll 4
-        for (int v = 0; v < vectors; v++) {
-            store(sums_of[r]->values + column + v * LANES, sums[r][v]);
+            sums[r][v] = load(records[r]->values + column + v * LANES);
         }
     }
 }
 
+INLINE void store_sums(int rows, int vectors, int32_t column, row_sums *const *records,
+                       vec sums[ROWS_AT_ONCE][VECTORS_AT_ONCE]) {
+#pragma GCC unroll 4
+    for (int r = 0; r < rows; r++) {
+#pragma GCC unroll 4
+        for (int v = 0; v < vectors; v++) {
+            store(records[r]->values + column + v * LANES, sums[r][v]);
+        }
+    }
+}
+
+/* Add one pair of values of all rows, in `vectors` vectors of columns. */
+INLINE void add_value_pair(int arithmetic, int rows, int vectors, const char *p,
+                           const char *values, int64_t to_second,
+                           vec sums[ROWS_AT_ONCE][VECTORS_AT_ONCE]) {
+    vec_pair b[VECTORS_AT_ONCE];
+#pragma GCC unroll 4
+    for (int v = 0; v < vectors; v++) {
+        b[v] = load_vec_pair(arithmetic, values + v * VECTOR_BYTES, to_second);
+    }
+    add_row_pairs(arithmetic, rows, vectors, p, GROUP_KEYS / 2 * row_pair_bytes(arithmetic), b,
+                  sums);
+}
+
+/* `vectors` vectors of columns from `column` on. */
+INLINE void sum_columns(int arithmetic, int rows, int vectors, int32_t column, const char *p,
+                        const kv_layer *kv, const tile_group *group, const tile_group *next,
+                        int32_t num_tiles, row_sums *const *records) {
+    const int64_t row_bytes = kv->value_dim * (arithmetic == SINGLES ? 4 : 2);
+    const int64_t offset = column / LANES * VECTOR_BYTES, p_bytes = row_pair_bytes(arithmetic);
+    vec sums[ROWS_AT_ONCE][VECTORS_AT_ONCE];
+    load_sums(rows, vectors, column, records, sums);
+    for (int32_t t = 0; t < num_tiles; t++) {
+        const char *values = group->values[t] + offset, *ahead = next->values[t] + offset;
+        const char *weights = p + t * PAIRS_PER_TILE * p_bytes;
+        int32_t num_pairs = group->num_pairs[t];
+        for (int32_t i = 0; i < num_pairs; i++) {
+#pragma GCC unroll 4
+            for (int v = 0; v < vectors; v++) {
+                prefetch_vec_pair(arithmetic, ahead + i * 2 * row_bytes + v * VECTOR_BYTES,
+                                  row_bytes);
+            }
+            add_value_pair(arithmetic, rows, vectors, weights + i * p_bytes,
+                           values + i * 2 * row_bytes, row_bytes, sums);
+        }
+    }
+    if (group->last_pair != NULL && num_tiles == group->num_tiles) {
+        int32_t pair = (num_tiles - 1) * PAIRS_PER_TILE + group->num_pairs[num_tiles - 1];
+        add_value_pair(arithmetic, rows, vectors, p + pair * p_bytes, group->last_pair + offset,
+                       row_bytes, sums);
+    }
+    store_sums(rows, vectors, column, records, sums);
+}
+
 INLINE void sum_values(int arithmetic, int rows, const char *p, const kv_layer *kv,
                        const tile_group *group, const tile_group *next, int32_t num_tiles,
-                       row_sums *const *sums_of) {
+                       row_sums *const *records) {
     int32_t column = 0, end = kv->value_dim;
     for (; column + VECTORS_AT_ONCE * LANES <= end; column += VECTORS_AT_ONCE * LANES) {
         sum_columns(arithmetic, rows, VECTORS_AT_ONCE, column, p, kv, group, next, num_tiles,
-                    sums_of);
+                    records);
     }
     if (VECTORS_AT_ONCE > 2 && column + 2 * LANES <= end) {
-        sum_columns(arithmetic, rows, 2, column, p, kv, group, next, num_tiles, sums_of);
+        sum_columns(arithmetic, rows, 2, column, p, kv, group, next, num_tiles, records);
         column += 2 * LANES;
     }
     for (; column < end; column += LANES) {
-        sum_columns(arithmetic, rows, 1, column, p, kv, group, next, num_tiles, sums_of);
+        sum_columns(arithmetic, rows, 1, column, p, kv, group, next, num_tiles, records);
     }
 }
 
