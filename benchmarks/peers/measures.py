@@ -8,6 +8,7 @@ from statistics import median
 from benchmarks.peers.sse_client import Answer
 
 FOREIGN_LIMIT = 0.03  # share of the cores; above it a number is a few per cent too slow
+PIECE_LIMIT = 1.02  # tokens per piece of text; above it gaps look longer than tokens take
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,18 @@ def measure(
         foreign_cpu_share=foreign_cpu_share,
         client_cpu_share=client_cpu_share,
     )
+
+
+def doubts(measures: Measures) -> list[str]:
+    """What makes these numbers worth less; nothing if they are sound."""
+    found = []
+    if measures.foreign_cpu_share > FOREIGN_LIMIT:
+        found.append(f"OTHERS USED {100 * measures.foreign_cpu_share:.1f} % OF THE PROCESSOR")
+    if measures.tokens_per_piece > PIECE_LIMIT:
+        found.append(f"{measures.tokens_per_piece:.2f} TOKENS CAME AT A TIME")
+    if measures.failed:
+        found.append(f"{measures.failed} REQUESTS FAILED")
+    return found
 
 
 def decode_rate(answer: Answer) -> float:

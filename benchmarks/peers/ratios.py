@@ -90,5 +90,6 @@ def _cell(value: Spread | None, digits: int) -> str:
 def _ratio_cell(value: Spread | None, higher_is_better: bool) -> str:
     if value is None:
         return "–"
-    better = value.middle > 1 if higher_is_better else value.middle < 1
-    return f"{value.show(2)} {'better' if better else 'worse'}"
+    if round(value.middle, 2) == 1:
+        return f"{value.show(2)} even"
+    return f"{value.show(2)} {'better' if (value.middle > 1) == higher_is_better else 'worse'}"

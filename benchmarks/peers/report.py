@@ -6,7 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from benchmarks.peers.measures import FOREIGN_LIMIT
+from benchmarks.peers.measures import doubts
 from benchmarks.peers.ratios import LOAD_METRICS, SERVER_METRICS, Rounds, table
 from benchmarks.peers.rounds import Visit
 
@@ -29,16 +29,11 @@ def render(visits: Sequence[Visit], ours: str) -> str:
 
 
 def remarks(visits: Sequence[Visit]) -> list[str]:
-    """Failures, loads that others disturbed, and who answered the greedy check differently."""
+    """Failures, what makes measures doubtful, and what each said to the greedy check."""
     found = [f"{_name(v)} failed: {v.failure}" for v in visits if v.failure]
     for visit in visits:
         for name, measures in visit.loads.items():
-            where = f"{_name(visit)}, load {name}"
-            if measures.foreign_cpu_share > FOREIGN_LIMIT:
-                share = 100 * measures.foreign_cpu_share
-                found.append(f"{where}: others used {share:.1f} % of the processor")
-            if measures.failed:
-                found.append(f"{where}: {measures.failed} requests failed")
+            found += [f"{_name(visit)}, load {name}: {doubt}" for doubt in doubts(measures)]
     return found + _greedy_remarks(visits)
 
 

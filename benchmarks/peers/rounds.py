@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from benchmarks.peers.closed_loop import Spell, greedy_text, run_load
 from benchmarks.peers.loads import WARM_UP, Load, make_asks
-from benchmarks.peers.measures import FOREIGN_LIMIT, Measures
+from benchmarks.peers.measures import Measures, doubts
 from benchmarks.peers.recipe import Peer, Places
 from benchmarks.peers.server import Server, ServerFailed, serving
 
@@ -72,17 +72,12 @@ def _take_loads(server: Server, places: Places, course: Course, result: Visit) -
 
 def summary(measures: Measures) -> str:
     """One line, with what makes the numbers doubtful at its end."""
-    doubts = []
-    if measures.foreign_cpu_share > FOREIGN_LIMIT:
-        doubts.append(f"OTHERS USED {100 * measures.foreign_cpu_share:.1f} % OF THE PROCESSOR")
-    if measures.failed:
-        doubts.append(f"{measures.failed} REQUESTS FAILED")
     return ", ".join(
         [
             f"{measures.requests_per_s:.2f} requests/s",
             f"{measures.tokens_per_s:.0f} tokens/s",
             f"first token {measures.ttft_ms_p50:.0f} ms",
             f"gap {measures.gap_ms_p50:.1f} / P99 {measures.gap_ms_p99:.1f} ms",
-            *doubts,
+            *doubts(measures),
         ]
     )
