@@ -3,7 +3,8 @@
  * Rows are taken ROWS_AT_ONCE at a time: their scores with GROUP_TILES tiles of keys, their
  * probabilities, and the sums of values that these weigh. Both multiplications are the same: pairs
  * of elements of a row (of q, of p) are broadcast, and multiply vectors of pairs (of K, of V) into
- * sums that stay in registers. While a group of tiles is used, the next one is prefetched line by line.
+ * sums that stay in registers. While a group of tiles is used, the next one is prefetched line by
+ * line.
  *
  * Groups and splits begin at fixed tiles of the sequence, and keys that a row does not see change
  * nothing in it (they add zero, and multiply by one): so a row does not depend on its item.
@@ -87,7 +88,9 @@ INLINE void add_row_pairs(int arithmetic, int rows, int vectors, const char *row
     for (int r = 0; r < rows; r++) {
         vec_pair a = splat_row_pair(arithmetic, row_pairs + r * row_bytes);
 #pragma GCC unroll 4
-        for (int v = 0; v < vectors; v++) sums[r][v] = add_products(arithmetic, sums[r][v], a, b[v]);
+        for (int v = 0; v < vectors; v++) {
+            sums[r][v] = add_products(arithmetic, sums[r][v], a, b[v]);
+        }
     }
 }
 
@@ -100,8 +103,8 @@ typedef struct {
     int32_t num_pairs[GROUP_TILES]; /* of values, without the last pair */
     int32_t num_tiles;
     bool is_whole; /* all tiles are there and full */
-    /* Where the sequence ends with the first of a pair of values: that pair, with zero as its second.
-     * The slot may hold a stale NaN, and zero times that is not zero. NULL: all pairs are whole. */
+    /* Where the sequence ends with the first of a pair of values: that pair, its second zero. The
+     * slot may hold a stale NaN, and zero times that is not zero. NULL: all pairs are whole. */
     const char *last_pair;
 } tile_group;
 
@@ -162,8 +165,8 @@ static void complete_last_pair(tile_group *group, const kv_layer *kv, char *pair
 
 /* ── scores ────────────────────────────────────────────────────────────────────────────────── */
 
-/* `vectors` vectors of keys from vector `at` of the group on. Meanwhile as many tiles of the next group
- * are prefetched, one after another: that takes one address, and there are few registers for them. */
+/* `vectors` vectors of keys from vector `at` of the group on. Meanwhile as many tiles of the next
+ * group are prefetched, one after another: that takes one address, and registers are few. */
 INLINE void score_vectors(int arithmetic, int rows, int vectors, int at, const char *q,
                           int32_t num_pairs, const tile_group *group, const tile_group *next,
                           float scores[][GROUP_KEYS]) {
@@ -633,11 +636,12 @@ INLINE void put_query_pair(int arithmetic, char *to, const char *from) {
         memcpy(to, from, (size_t)row_pair_bytes(arithmetic));
         return;
     }
-    float pair[2] = {bf16_to_float(((const bf16 *)from)[0]), bf16_to_float(((const bf16 *)from)[1])};
+    const bf16 *narrow = (const bf16 *)from;
+    float pair[2] = {bf16_to_float(narrow[0]), bf16_to_float(narrow[1])};
     memcpy(to, pair, sizeof pair);
 }
 
-/* Pairs of a row lie ROWS_AT_ONCE pairs apart in `q`. An odd last dimension gets a zero beside it. */
+/* Pairs of a row lie ROWS_AT_ONCE pairs apart in `q`. An odd last dimension gets a zero. */
 INLINE void load_query(int arithmetic, const char *from, int32_t head_dim, char *q,
                        int32_t row_in_part) {
     const int64_t from_bytes = arithmetic == SINGLES ? 4 : 2;

@@ -42,8 +42,8 @@ void rope_store_kv(const sf_op *op, const sf_batch *batch, const sf_buffer *qkv,
 
 /* A piece of attention: some rows of one sequence and KV head, and the keys they see.
  *
- * Row r of a sequence and KV head is its query r / group_size and query head r % group_size of those
- * that read the KV head. Tile t of a sequence is tile t % tiles_per_block of block
+ * Row r of a sequence and KV head is query r / group_size and, of the query heads that read the KV
+ * head, number r % group_size. Tile t of a sequence is tile t % tiles_per_block of block
  * block_tables[t / tiles_per_block]. */
 typedef struct {
     int32_t sequence, kv_head;
@@ -75,8 +75,9 @@ void free_attention_work(attention_work *work);
 
 /* See kernels/paged_attention.py. Threads take items from `next` until none is left.
  *
- * A row's result is the same, to the last bit, whatever else is in the batch, wherever its prompt was
- * cut into chunks, and however many threads there are: it depends on the row and its keys alone. */
+ * A row's result is the same, to the last bit, whatever else is in the batch, wherever its prompt
+ * was cut into chunks, and however many threads there are: it depends on the row and its keys alone.
+ */
 void paged_attention(const sf_op *op, const sf_batch *batch, const sf_buffer *qkv,
                      const sf_buffer *out, const kv_layer *kv, attention_work *work,
                      atomic_int *next, int thread);

@@ -167,8 +167,8 @@ static int32_t reserve_scratch(attention_work *work, const kv_layer *kv, int num
     return work->scratch == NULL ? -1 : 0;
 }
 
-/* Splitting an item lists no more than all tiles' worth of splits: room for those is made before the
- * items are known, since growing the array loses them. */
+/* Fewer than ITEMS_PER_THREAD * num_threads items are too long, each of at most the splits of the
+ * longest sequence. Room is made before the items are known, since growing the array loses them. */
 static int64_t max_items(const sf_op *op, const kv_layer *kv, const sf_batch *batch,
                          int num_threads) {
     int64_t longest = 0;

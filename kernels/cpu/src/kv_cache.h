@@ -1,4 +1,4 @@
-/* Where a tile of the KV cache lies, and how it is told apart by bytes; the layout is in attention.h. */
+/* Where a tile of the KV cache lies; what is in it, attention.h says. */
 #ifndef SPLITFUSE_KV_CACHE_H
 #define SPLITFUSE_KV_CACHE_H
 
