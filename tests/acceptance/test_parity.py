@@ -1,17 +1,19 @@
 """Greedy fp32 output through HTTP equals transformers' `generate`, token for token.
 
 Whatever the engine does to a sequence on its way (cut it, mix it with others, throw its KV away
-and compute it again, share blocks with another, run it elsewhere), its tokens stay the same.
-Budgets and situations are paired, since each run computes 16,000 tokens in plain torch.
+and compute it again, share blocks with another, run it elsewhere), its tokens stay the same, on
+every backend and every instruction set. Each run computes 20,000 tokens.
 """
 
 import asyncio
 import json
 import random
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
+from kernels.cpu.library import supported_instruction_sets
 from tests.acceptance.make_golden import GOLDEN, NUM_NEW_TOKENS, Case, continue_greedily
 from tests.support.load import complete_all
 from tests.support.mesh import Mesh, wait_until
@@ -58,14 +60,21 @@ def compare(case: Case, output: list[int]) -> None:
         return  # what follows continues another text
 
 
-def mesh_for(model: Path, *, budget: int, workers: int = 1, kv: str = "1GiB") -> Mesh:
+def mesh_for(
+    model: Path,
+    *,
+    budget: int,
+    workers: int = 1,
+    kv: str = "1GiB",
+    backend: Sequence[str] = ("--backend", "cpu"),
+) -> Mesh:
     threads = str(2 // workers)
     return Mesh(
         model,
         workers=workers,
         scheduler_flags=("--max-num-batched-tokens", str(budget)),
         worker_flags=(
-            *("--dtype", "float32", "--backend", "reference"),
+            *("--dtype", "float32", *backend),
             *("--kv-cache-memory", kv, "--cpu-threads", threads),
         ),
         tokenizer_flags=("--served-model-name", SERVED),
@@ -81,9 +90,16 @@ def test_golden_tokens_are_what_transformers_says_today(default_model: Path) -> 
         compare(case, fresh["output"])
 
 
-def test_alone_in_passes_of_7_tokens(default_model: Path) -> None:
-    with mesh_for(default_model, budget=7) as mesh:
+@pytest.mark.parametrize("budget", [7, 256])
+def test_alone(default_model: Path, budget: int) -> None:
+    with mesh_for(default_model, budget=budget) as mesh:
         run(mesh, concurrency=1)
+
+
+@pytest.mark.parametrize("budget", [7, 64, 768])
+def test_sixteen_at_once(default_model: Path, budget: int) -> None:
+    with mesh_for(default_model, budget=budget) as mesh:
+        run(mesh, concurrency=16)
 
 
 def test_sixteen_at_once_and_again_from_the_prefix_cache(default_model: Path) -> None:
@@ -97,9 +113,24 @@ def test_sixteen_at_once_and_again_from_the_prefix_cache(default_model: Path) ->
         assert scheduler.metric("prefix_cache_hits_total") - hits_before > 5_000
 
 
-def test_in_a_cache_so_small_that_requests_are_preempted(default_model: Path) -> None:
+@pytest.mark.parametrize("instruction_set", ["avx512", "avx2", "generic"])
+def test_sixteen_at_once_with_other_instructions(default_model: Path, instruction_set: str) -> None:
+    if instruction_set not in supported_instruction_sets():
+        pytest.skip(f"this CPU has no {instruction_set}")
+    flags = ("--backend", "cpu", "--cpu-isa", instruction_set)
+    with mesh_for(default_model, budget=256, backend=flags) as mesh:
+        run(mesh, concurrency=16)
+
+
+def test_sixteen_at_once_in_plain_torch(default_model: Path) -> None:
+    with mesh_for(default_model, budget=256, backend=("--backend", "reference")) as mesh:
+        run(mesh, concurrency=16)
+
+
+@pytest.mark.parametrize("budget", [64, 256])
+def test_in_a_cache_so_small_that_requests_are_preempted(default_model: Path, budget: int) -> None:
     # 30 layers * 2 * 3 heads * 64 * 4 bytes = 46,080 bytes a token: 1,600 tokens, one long prompt.
-    with mesh_for(default_model, budget=64, kv=str(1_600 * 46_080)) as mesh:
+    with mesh_for(default_model, budget=budget, kv=str(1_600 * 46_080)) as mesh:
         run(mesh, concurrency=16)
 
         wait_until(
