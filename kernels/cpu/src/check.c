@@ -69,6 +69,7 @@ static int check_heads(const program_view *p, const sf_op *op) {
     if (check_buffer(p, op->input, width, true) != 0) return -1;
     if (find(p, op->input)->by_logits_rows) return fail("op %d: attention by logits rows", p->op);
     if (op->kind == SF_ROPE_STORE_KV) return 0;
+    if (!(op->scale > 0)) return fail("op %d: scores are scaled by %g", p->op, (double)op->scale);
     if (check_buffer(p, op->output, op->num_heads * op->head_dim, true) != 0) return -1;
     return check_rows(p, op->input, op->output);
 }
