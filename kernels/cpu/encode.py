@@ -6,8 +6,7 @@ that alone reads the linear before it becomes part of that linear.
 """
 
 import ctypes
-from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
 
@@ -124,15 +123,14 @@ class _GatedLinear:
 
 
 def _fuse(program: Program) -> list[Op | _GatedLinear]:
-    reads = Counter(name for op in program.ops for name in _inputs(op))
     fused: list[Op | _GatedLinear] = []
-    for op in program.ops:
+    for number, op in enumerate(program.ops):
         before = fused[-1] if fused else None
         if (
             isinstance(op, GatedActivation)
             and isinstance(before, Linear)
             and before.out == op.input
-            and reads[op.input] == 1
+            and not _is_read(op.input, program.ops[number + 1 :])
             and before.activation is None
             and before.residual is None
             and before.input != op.out
@@ -141,6 +139,16 @@ def _fuse(program: Program) -> list[Op | _GatedLinear]:
         else:
             fused.append(op)
     return fused
+
+
+def _is_read(name: str, ops: Sequence[Op]) -> bool:
+    """Whether the next of these ops that uses a buffer reads what is in it."""
+    for op in ops:
+        if name in _inputs(op):
+            return True
+        if name == getattr(op, "out", None):
+            return False
+    return False
 
 
 def _inputs(op: Op) -> list[str]:
