@@ -369,10 +369,9 @@ def _factors(shape: AttentionShape) -> tuple[float, float]:
     return shape.scale / shape.soft_cap, shape.soft_cap * _LOG2_E
 
 
-def make_partials(num_rows: int, shape: AttentionShape, device: torch.device) -> Partials:
+def make_partials(num_rows: int, num_heads: int, head_dim: int, device: torch.device) -> Partials:
     """Room for partial results; uninitialised."""
-    rows = (num_rows, shape.num_heads)
     return Partials(
-        torch.empty(*rows, shape.head_dim, dtype=torch.float32, device=device),
-        torch.empty(*rows, dtype=torch.float32, device=device),
+        torch.empty(num_rows, num_heads, head_dim, dtype=torch.float32, device=device),
+        torch.empty(num_rows, num_heads, dtype=torch.float32, device=device),
     )

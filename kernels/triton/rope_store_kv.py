@@ -17,7 +17,46 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from kernels.program import Rope
+
 _ELEMENTS = 2048  # of one program, about
+
+
+class RopeAngles:
+    """Cosines and sines of one rope for a step's positions: all layers share them.
+
+    As exact as `kernels.rope_store_kv.rope_angles`, whose float32 functions they are.
+    """
+
+    def __init__(self, rope: Rope, device: torch.device) -> None:
+        self._inv_freq = torch.tensor(rope.inv_freq, dtype=torch.float32, device=device)
+        self._scale = rope.scale
+        self._is_known = False
+        self.reserve(0)
+
+    def reserve(self, num_tokens: int) -> None:
+        """Make room; what was known is forgotten."""
+        shape = (num_tokens, len(self._inv_freq))
+        self._cos, self._sin = (self._inv_freq.new_empty(shape) for _ in range(2))
+        self.forget()
+
+    def forget(self) -> None:
+        """A new step begins."""
+        self._is_known = False
+
+    def at(self, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """Float32 `[num_tokens, rotary_dim / 2]`, made once per step.
+
+        Args:
+            positions: int32 [num_tokens], the same until `forget`.
+        """
+        cos, sin = self._cos[: len(positions)], self._sin[: len(positions)]
+        if not self._is_known:
+            self._is_known = True
+            angles = positions.float()[:, None] * self._inv_freq
+            torch.mul(angles.cos(), self._scale, out=cos)
+            torch.mul(angles.sin(), self._scale, out=sin)
+        return cos, sin
 
 
 @triton.jit
