@@ -4,8 +4,8 @@
                                 [--dtype auto] [--cpu-isa auto] [--threads N] [--json FILE]
 
 Weights are random. The floor is the larger of the bytes a step must read over the measured
-bandwidth, and its arithmetic over the measured rate. Prints the median of all repeats over the
-floor, with the least and the most.
+bandwidth, and its arithmetic over the measured rate; both are measured before and after each case,
+and the better counts. Prints the median of all repeats over the floor, with least and most.
 """
 
 import argparse
@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from benchmarks.engine.cases import BLOCK_SIZE, CASES, Case, flop, make_batch, num_bytes
-from benchmarks.engine.machine import Machine, measure
+from benchmarks.engine.machine import Gauge, Machine
 from kernels.backend import Backend
 from kernels.cpu.backend import CpuBackend
 from kernels.cpu.library import CpuLibrary, load_library
@@ -94,51 +94,36 @@ def report(
         "spread": [round(min(times) / floor, 2), round(max(times) / floor, 2)],
         "bar": case.bar,
         "repeats": len(times),
+        "read_gb_per_s": round(machine.read_bytes_per_s / 1e9, 1),
+        "gflop_per_s": round(machine.flop_per_s / 1e9),
     }
 
 
 def run(shape: str, options: argparse.Namespace, library: CpuLibrary) -> dict[str, Any]:
-    """All cases of a shape, the machine measured before and after."""
+    """All cases of a shape; the machine is measured before and after each."""
     dtype = pick_dtype(options.dtype, torch.device("cpu"), None)
     program = llama(SHAPES[shape]).program
-    is_bf16 = dtype == torch.bfloat16
-
-    def machine_now() -> Machine:
-        return measure(library.instruction_set, options.threads, is_bf16)
-
-    before = machine_now()
-    results = {}
+    gauge = Gauge(library.instruction_set, options.threads, dtype == torch.bfloat16)
+    print(f"\n{shape}, {dtype}, {library.instruction_set}, {options.threads} threads")
+    lines = []
     for name in options.backend:
         backend = make_backend(name, program, dtype, library, options.threads)
-        timed = {}
         for case in CASES:
             backend.allocate_kv_cache(case.num_blocks, BLOCK_SIZE)
-            timed[case] = time_steps(backend, make_batch(case, program.vocab_size))
-        results[name] = timed
-        del backend
-    after = machine_now()
-    machine = Machine(
-        max(before.read_bytes_per_s, after.read_bytes_per_s),
-        max(before.flop_per_s, after.flop_per_s),
-    )
-    print(
-        f"\n{shape}, {dtype}, {library.instruction_set}, {options.threads} threads: "
-        f"reads {machine.read_bytes_per_s / 1e9:.1f} GB/s "
-        f"({before.read_bytes_per_s / 1e9:.1f} before, {after.read_bytes_per_s / 1e9:.1f} after), "
-        f"computes {machine.flop_per_s / 1e9:.0f} GFLOP/s"
-    )
-    lines = []
-    for name, timed in results.items():
-        for case, times in timed.items():
+            before = gauge.measure()
+            times = time_steps(backend, make_batch(case, program.vocab_size))
+            machine = before.best(gauge.measure())
             line = {"backend": name, **report(program, case, times, machine, dtype)}
             lines.append(line)
             print(
-                f"  {name:9} {case.name:28} {line['ms']:9.2f} ms, floor {line['floor_ms']:8.2f}: "
+                f"  {name:9} {case.name:28} {line['ms']:8.2f} ms, floor {line['floor_ms']:8.2f}: "
                 f"{line['ratio']:5.2f}x ({line['spread'][0]:.2f}-{line['spread'][1]:.2f}), "
-                f"bar {case.bar}x",
+                f"bar {case.bar}x; reads {line['read_gb_per_s']:.1f} GB/s, "
+                f"computes {line['gflop_per_s']} GFLOP/s",
                 flush=True,
             )
-    return {"shape": shape, "dtype": str(dtype), "machine": machine, "lines": lines}
+        del backend
+    return {"shape": shape, "dtype": str(dtype), "lines": lines}
 
 
 def main(argv: Sequence[str] | None = None) -> None:

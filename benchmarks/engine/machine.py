@@ -8,8 +8,8 @@ from kernels.cpu import instruction_set as isa
 from kernels.cpu.library import default_cache
 from kernels.cpu.library_cache import SOURCES, Target
 
-_READ_BYTES_PER_THREAD = 256 * 2**20
-_ROUNDS = 4_000_000
+_READ_BYTES_PER_THREAD = 128 * 2**20
+_ROUNDS = 500_000
 _REPEATS = 5
 
 
@@ -20,20 +20,38 @@ class Machine:
     read_bytes_per_s: float
     flop_per_s: float  # of the dtype that was asked for
 
+    def best(self, other: "Machine") -> "Machine":
+        """The higher of both limits."""
+        return Machine(
+            max(self.read_bytes_per_s, other.read_bytes_per_s),
+            max(self.flop_per_s, other.flop_per_s),
+        )
+
     def floor_s(self, num_bytes: float, flop: float) -> float:
         """Below this no step can be: it reads its bytes and does its arithmetic."""
         return max(num_bytes / self.read_bytes_per_s, flop / self.flop_per_s)
 
 
-def measure(instruction_set: isa.InstructionSet, num_threads: int, is_bf16: bool) -> Machine:
-    """Measure with all threads together."""
-    sources = (Path(__file__).parent / "machine.c", SOURCES / "pool.c", SOURCES / "memory.c")
-    flags = (*isa.flags(instruction_set), f"-I{SOURCES}")
-    library = default_cache().open(Target(f"machine-{instruction_set}", sources, flags))
-    library.measure_read.restype = library.measure_flops.restype = c_double
-    library.measure_read.argtypes = [c_int, c_long]
-    library.measure_flops.argtypes = [c_int, c_int, c_long]
-    return Machine(
-        max(library.measure_read(num_threads, _READ_BYTES_PER_THREAD) for _ in range(_REPEATS)),
-        max(library.measure_flops(num_threads, is_bf16, _ROUNDS) for _ in range(_REPEATS)),
-    )
+class Gauge:
+    """Measures this machine, with all threads together."""
+
+    def __init__(
+        self, instruction_set: isa.InstructionSet, num_threads: int, is_bf16: bool
+    ) -> None:
+        sources = (Path(__file__).parent / "machine.c", SOURCES / "pool.c", SOURCES / "memory.c")
+        flags = (*isa.flags(instruction_set), f"-I{SOURCES}")
+        self._library = default_cache().open(Target(f"machine-{instruction_set}", sources, flags))
+        self._library.measure_read.restype = self._library.measure_flops.restype = c_double
+        self._library.measure_read.argtypes = [c_int, c_long]
+        self._library.measure_flops.argtypes = [c_int, c_int, c_long]
+        self._num_threads = num_threads
+        self._is_bf16 = is_bf16
+
+    def measure(self) -> Machine:
+        """Takes about half a second; both limits drift on a machine that others share."""
+        threads, is_bf16 = self._num_threads, self._is_bf16
+        read, compute = self._library.measure_read, self._library.measure_flops
+        return Machine(
+            max(read(threads, _READ_BYTES_PER_THREAD) for _ in range(_REPEATS)),
+            max(compute(threads, is_bf16, _ROUNDS) for _ in range(_REPEATS)),
+        )
