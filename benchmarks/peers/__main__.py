@@ -16,7 +16,7 @@ import shlex
 import signal
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -96,6 +96,12 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         sub.add_argument("--peers", nargs="*", choices=PEERS, default=list(PEERS))
         sub.add_argument("--work", type=Path, default=cache_dir() / "peers", help="where all is")
         sub.add_argument("--model", help="directory or name, as `splitfuse serve` takes it")
+        sub.add_argument(
+            "--precision",
+            choices=["auto", "bfloat16", "float32"],
+            default="auto",
+            help="of every server; auto: bfloat16 where the CPU multiplies it",
+        )
         if verb == "setup":
             sub.add_argument("--jobs", type=int, default=len(os.sched_getaffinity(0)))
         else:
@@ -111,6 +117,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that servers are ended
     options = parse(argv)
     machine = this_machine()
+    if options.precision != "auto":
+        machine = replace(machine, precision=options.precision)
     places = Places(
         work=options.work.expanduser().absolute(),
         model=resolve_model(options.model, say),
