@@ -71,7 +71,7 @@ def linear(
         torch.mm(x, weight.t(), out=out)
     else:
         product = out if product is None else product
-        assert residual is None or product.data_ptr() != residual.data_ptr()
+        assert residual is None or product is not residual
         torch.mm(x, weight.t(), out=product)
         _finish(product, bias, activation, residual, out)
 

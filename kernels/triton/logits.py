@@ -43,7 +43,7 @@ def logits(
     assert out.is_contiguous()
     assert product.is_contiguous()
     torch.mm(x, weight.t(), out=product)
-    is_done = soft_cap is None and product.data_ptr() == out.data_ptr()
+    is_done = soft_cap is None and product is out
     if out.numel() == 0 or is_done:
         return
     _widen_kernel[(triton.cdiv(out.numel(), _ELEMENTS),)](

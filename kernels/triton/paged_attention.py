@@ -30,6 +30,7 @@ from kernels.triton.interpreter import must_upcast
 _LOG2_E = 1.4426950408889634  # kernels know only exp2, so scores carry this factor
 # The least number of rows and columns that tensor cores multiply.
 _MIN_TILE = 16
+_MERGED_AT_ONCE = 16  # queries of one program that merges: more would spill
 
 
 @dataclass(frozen=True, slots=True)
@@ -261,14 +262,14 @@ def _merge_kernel(
     QUERIES: tl.constexpr,
     MERGE_FIELDS: tl.constexpr,
 ) -> None:
-    """Grid (merges, heads): join the splits of one tile for one query head."""
+    """Grid (merges, heads, parts of a tile): join splits for QUERIES queries of one head."""
     merge_ptr = merges_ptr + tl.program_id(0) * MERGE_FIELDS
     head = tl.program_id(1)
     first_row = tl.load(merge_ptr)
     num_queries = tl.load(merge_ptr + 1)
     first_partial = tl.load(merge_ptr + 2)
     num_splits = tl.load(merge_ptr + 3)
-    query = tl.arange(0, QUERIES)
+    query = tl.program_id(2) * QUERIES + tl.arange(0, QUERIES)
     live = query < num_queries
     dims = tl.arange(0, DIM_PAD)
     mask = live[:, None] & (dims < HEAD_DIM)[None, :]
@@ -349,7 +350,9 @@ def paged_attention(
         num_stages=config.num_stages,
     )
     if len(merges):
-        _merge_kernel[(len(merges), shape.num_heads)](
+        tile = tiling.decode_queries if decode_only else tiling.chunk_queries
+        queries = min(tile, _MERGED_AT_ONCE)
+        _merge_kernel[(len(merges), shape.num_heads, tile // queries)](
             partials.out,
             partials.lse,
             out,
@@ -357,7 +360,7 @@ def paged_attention(
             NUM_HEADS=shape.num_heads,
             HEAD_DIM=head_dim,
             DIM_PAD=shape.dim_pad,
-            QUERIES=tiling.decode_queries if decode_only else tiling.chunk_queries,
+            QUERIES=queries,
             MERGE_FIELDS=MERGE_FIELDS,
         )
 

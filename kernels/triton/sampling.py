@@ -331,7 +331,7 @@ def sample(
         BLOCK=block,
         LIMITS=_LIMITS,
         ENTRIES=_ENTRIES,
-        num_warps=16 if block == _BLOCK else 4,
+        num_warps=8 if block == _BLOCK else 4,
     )
 
 
