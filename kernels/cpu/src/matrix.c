@@ -162,12 +162,36 @@ static void multiply_rows(const matrix *m, int rows, const sf_buffer *in, int64_
 
 /* ── what follows ──────────────────────────────────────────────────────────────────────────── */
 
-INLINE vec add_bias(const float *bias, int32_t column, int32_t count, vec x) {
-    if (bias == NULL) return x;
-    if (count >= LANES) return x + load(bias + column);
+/* All that finishing a group needs, by value: a store through a pointer to characters could change
+ * anything that lies in memory, and the compiler would read it again for each vector. */
+typedef struct {
+    epilogue end;
+    char *out, *residual; /* the group's first rows */
+    int64_t out_row_bytes, residual_row_bytes;
+    int32_t out_dtype, residual_dtype, rows;
+} finishing;
+
+static finishing prepare_finishing(const epilogue *end, const sf_buffer *out, int64_t row,
+                                   int rows) {
+    const sf_buffer *residual = end->residual;
+    finishing f = {.end = *end, .rows = rows};
+    f.out = row_of(out, row);
+    f.out_dtype = out->dtype;
+    f.out_row_bytes = out->stride * element_bytes(out->dtype);
+    if (residual != NULL) {
+        f.residual = row_of(residual, row);
+        f.residual_dtype = residual->dtype;
+        f.residual_row_bytes = residual->stride * element_bytes(residual->dtype);
+    }
+    return f;
+}
+
+INLINE vec load_bias(const float *bias, int32_t column, int32_t count) {
+    if (bias == NULL) return splat(0.0f);
+    if (count >= LANES) return load(bias + column);
     float lanes[LANES] = {0};
     memcpy(lanes, bias + column, (size_t)count * sizeof *lanes);
-    return x + load(lanes);
+    return load(lanes);
 }
 
 INLINE vec finish(const epilogue *end, vec x) {
@@ -175,34 +199,34 @@ INLINE vec finish(const epilogue *end, vec x) {
     return activate_vec(end->activation, x);
 }
 
-/* Store `count` outputs of a row from `column` on. */
-INLINE void put(const epilogue *end, const sf_buffer *out, int64_t row, int32_t column,
-                int32_t count, vec x) {
-    if (end->residual != NULL) {
-        x += load_element(row_of(end->residual, row), end->residual->dtype, column);
+/* Store `count` outputs of row i of the group from `column` on. */
+INLINE void put(const finishing *f, int i, int32_t column, int32_t count, vec x) {
+    if (f->residual != NULL) {
+        const char *residual = f->residual + i * f->residual_row_bytes;
+        x += load_element(residual, f->residual_dtype, column);
     }
-    store_element(row_of(out, row), out->dtype, column, x, count);
+    store_element(f->out + i * f->out_row_bytes, f->out_dtype, column, x, count);
 }
 
-static void put_plain(const matrix *m, const epilogue *end, const sf_buffer *out, int64_t row,
-                      int32_t block, int rows, const tile *t) {
+static void put_plain(finishing f, const matrix *m, int32_t block, const tile *t) {
     for (int half = 0; half < 2; half++) {
         int32_t column = block * BLOCK_COLUMNS + half * LANES, count = m->out_width - column;
         if (count <= 0) return;
-        for (int i = 0; i < rows; i++) {
-            vec x = add_bias(end->bias, column, count, load(t->sums[i] + half * LANES));
-            put(end, out, row + i, column, count, finish(end, x));
+        vec bias = load_bias(f.end.bias, column, count);
+        for (int i = 0; i < f.rows; i++) {
+            vec x = load(t->sums[i] + half * LANES) + bias;
+            put(&f, i, column, count, finish(&f.end, x));
         }
     }
 }
 
-static void put_gated(const matrix *m, const epilogue *end, const sf_buffer *out, int64_t row,
-                      int32_t block, int rows, const tile *t) {
+static void put_gated(finishing f, const matrix *m, int32_t block, const tile *t) {
     int32_t width = m->out_width / 2, column = block * LANES, count = width - column;
-    for (int i = 0; i < rows; i++) {
-        vec gate = add_bias(end->bias, column, count, load(t->sums[i]));
-        vec up = add_bias(end->bias, width + column, count, load(t->sums[i] + LANES));
-        put(end, out, row + i, column, count, finish(end, gate) * up);
+    vec gate_bias = load_bias(f.end.bias, column, count);
+    vec up_bias = load_bias(f.end.bias, width + column, count);
+    for (int i = 0; i < f.rows; i++) {
+        vec gate = load(t->sums[i]) + gate_bias, up = load(t->sums[i] + LANES) + up_bias;
+        put(&f, i, column, count, finish(&f.end, gate) * up);
     }
 }
 
@@ -230,10 +254,11 @@ static void multiply_panel(const matrix *m, const sf_buffer *in, const sf_buffer
             int rows = (int32_t)((int64_t)num_rows * (group + 1) / num_groups) - from;
             prefetch next = plan_prefetch(m, packed, group, num_groups);
             multiply_rows(m, rows, in, first_row + from, packed, next, &t);
+            finishing f = prepare_finishing(end, out, first_row + from, rows);
             if (m->is_gated) {
-                put_gated(m, end, out, first_row + from, block, rows, &t);
+                put_gated(f, m, block, &t);
             } else {
-                put_plain(m, end, out, first_row + from, block, rows, &t);
+                put_plain(f, m, block, &t);
             }
         }
     }
