@@ -155,7 +155,7 @@ class TokenizerOptions(BaseModel):
 
 class SchedulerOptions(BaseModel):
     max_num_batched_tokens: int | None = Field(
-        None, ge=1, description="tokens per forward pass; default: 256 on CPU, 2048 on a GPU"
+        None, ge=1, description="tokens per forward pass; default: 128 on CPU, 2048 on a GPU"
     )
     max_num_seqs: int = Field(256, ge=1, description="sequences that run at once on one worker")
     partition: Literal["greedy", "balanced"] = Field(

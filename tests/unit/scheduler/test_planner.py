@@ -148,7 +148,7 @@ def test_prompts_run_in_order_of_priority_and_arrival() -> None:
     assert starts == [2, 3, 1]
 
 
-@pytest.mark.parametrize(("device", "budget"), [("cpu", 256), ("cuda:1", 2048)])
+@pytest.mark.parametrize(("device", "budget"), [("cpu", 128), ("cuda:1", 2048)])
 def test_the_budget_depends_on_the_device_unless_it_is_given(device: str, budget: int) -> None:
     mesh = SchedulerMesh(options(token_budget=None, partition="greedy"))
     mesh.arrive(a_request("r", prompt(3000), max_tokens=1))
