@@ -9,6 +9,7 @@ A size is captured when a step first needs it, after that step itself; `warm_up`
 """
 
 from collections.abc import Callable, Mapping, MutableMapping
+from contextlib import AbstractContextManager, nullcontext
 
 import numpy as np
 import torch
@@ -21,6 +22,7 @@ from kernels.triton.batch_check import check_batch
 from kernels.triton.executor import Executor
 from kernels.triton.graphs import Capture, CudaCapture, Replay
 from kernels.triton.input_buffer import InputBuffer
+from kernels.triton.sampler import TritonSampler
 from kernels.triton.sizes import MIXED_SIZES, GraphSize, choose_size, sizes_up_to
 from kernels.triton.step import PlanKey, Step, fits, load_step, plan_step
 
@@ -66,6 +68,7 @@ class TritonBackend:
             capture = CudaCapture()
             _sum_in_float32()
         self._executor = Executor(program, weights, kv_dtype, checkpoint)
+        self._sampler = TritonSampler()
         self._inputs = InputBuffer(device)
         self._generation = self._inputs.generation
         self._capture = capture
@@ -75,6 +78,10 @@ class TritonBackend:
     @property
     def name(self) -> str:
         return "triton"
+
+    @property
+    def sampler(self) -> TritonSampler:
+        return self._sampler
 
     def kv_cache_bytes(self, num_blocks: int, block_size: int) -> int:
         return self._executor.kv_cache_bytes(num_blocks, block_size)
@@ -91,7 +98,8 @@ class TritonBackend:
             BadBatch: an index of the batch is out of range; nothing was computed.
         """
         check_batch(batch, self._executor.num_blocks, self._executor.block_size)
-        return self._run(batch)
+        with self._on_device():
+            return self._run(batch)
 
     @torch.inference_mode()
     def warm_up(self, max_num_tokens: int, checkpoint: Callable[[], None] = lambda: None) -> None:
@@ -104,9 +112,15 @@ class TritonBackend:
         """
         if self._capture is None:
             return
-        for size in sizes_up_to(max_num_tokens):
-            checkpoint()
-            self._run(self._batch_in_scratch(size))
+        with self._on_device():
+            for size in sizes_up_to(max_num_tokens):
+                checkpoint()
+                self._run(self._batch_in_scratch(size))
+
+    def _on_device(self) -> AbstractContextManager[object]:
+        """Kernels are launched on the current device, which may be another one's."""
+        device = self._executor.device
+        return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
     def _run(self, batch: RaggedBatch) -> Tensor:
         plans = plan_step(batch, self._executor.plan_keys)

@@ -1,7 +1,8 @@
 """Choose the next token of each row from its logits, each by its own parameters, in one launch.
 
     logits    [num_rows, vocab_size] float32; biases and penalties are applied in place
-    out       [num_rows] int64; -1 where the largest logit is not finite: nothing can be chosen
+    rows      [num_drawn] int64: which; if it is not given, all in order
+    out       [num_drawn] int64; -1 where the largest logit is not finite: nothing can be chosen
 
 What is computed stands in `kernels.sampling`; a temperature of 0 takes the largest logit.
 
@@ -229,8 +230,24 @@ def _draw(
 
 
 @triton.jit
+def _argmax_kernel(
+    logits_ptr: tl.tensor,
+    ids_ptr: tl.tensor,
+    largest_ptr: tl.tensor,
+    vocab_size: tl.tensor,
+    BLOCK: tl.constexpr,
+) -> None:
+    """One program looks at one row."""
+    row = tl.program_id(0)
+    largest, token_id = _largest(logits_ptr + row.to(tl.int64) * vocab_size, vocab_size, BLOCK)
+    tl.store(ids_ptr + row, token_id.to(tl.int64))
+    tl.store(largest_ptr + row, largest)
+
+
+@triton.jit
 def _sample_kernel(
     logits_ptr: tl.tensor,
+    rows_ptr: tl.tensor,
     out_ptr: tl.tensor,
     temperature_ptr: tl.tensor,
     top_k_ptr: tl.tensor,
@@ -248,13 +265,17 @@ def _sample_kernel(
     subtract_ptr: tl.tensor,
     num_penalties: tl.tensor,
     vocab_size: tl.tensor,
+    HAS_ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
     LIMITS: tl.constexpr,
     ENTRIES: tl.constexpr,
 ) -> None:
-    """One program samples one row."""
-    row = tl.program_id(0)
-    line_ptr = logits_ptr + row.to(tl.int64) * vocab_size
+    """One program samples one row; its parameters stand in the entry of the program's number."""
+    entry = tl.program_id(0)
+    row = entry.to(tl.int64)
+    if HAS_ROWS:
+        row = tl.load(rows_ptr + entry)
+    line_ptr = logits_ptr + row * vocab_size
     if num_biases > 0:
         _add_biases(
             line_ptr, row, bias_rows_ptr, bias_ids_ptr, bias_values_ptr, num_biases, ENTRIES
@@ -267,33 +288,33 @@ def _sample_kernel(
         )
     # fmt: on
     largest, token_id = _largest(line_ptr, vocab_size, BLOCK)
-    temperature = tl.load(temperature_ptr + row)
+    temperature = tl.load(temperature_ptr + entry)
     is_finite = tl.abs(largest) < float("inf")  # NaN compares false
     if is_finite & (temperature > 0):
         # The bits of the largest finite number: what is infinitely far is never kept.
         limit = tl.full((), 0x7F7FFFFF, tl.int32)
-        min_p = tl.load(min_p_ptr + row)
+        min_p = tl.load(min_p_ptr + entry)
         if min_p > 0:
             limit = tl.minimum(tl.abs(tl.log(min_p)).to(tl.int32, bitcast=True), limit)
-        top_k = tl.load(top_k_ptr + row)
+        top_k = tl.load(top_k_ptr + entry)
         # fmt: off
         if top_k < vocab_size:
             limit = _find_limit(
                 line_ptr, vocab_size, largest, temperature, limit, top_k.to(tl.float64),
                 False, BLOCK, LIMITS,
             )
-        top_p = tl.load(top_p_ptr + row)
+        top_p = tl.load(top_p_ptr + entry)
         if top_p < 1:
             limit = _find_limit(
                 line_ptr, vocab_size, largest, temperature, limit, top_p, True, BLOCK, LIMITS
             )
-        seed = tl.load(seeds_ptr + row)
-        position = tl.load(positions_ptr + row)
+        seed = tl.load(seeds_ptr + entry)
+        position = tl.load(positions_ptr + entry)
         token_id = _draw(
             line_ptr, vocab_size, largest, temperature, limit, seed, position, BLOCK
         )
         # fmt: on
-    tl.store(out_ptr + row, tl.where(is_finite, token_id, -1).to(tl.int64))
+    tl.store(out_ptr + entry, tl.where(is_finite, token_id, -1).to(tl.int64))
 
 
 def sample(
@@ -302,22 +323,25 @@ def sample(
     out: Tensor,
     biases: Biases | None = None,
     penalties: Penalties | None = None,
+    rows: Tensor | None = None,
 ) -> None:
     """Write `out`, and `logits` where there are biases or penalties; see the module docstring.
 
     Args:
-        randomness: one entry per row; of rows with a temperature of 0 the rest is not read.
-        biases, penalties: in any order of rows.
+        randomness: one entry per row drawn; with a temperature of 0 the others are not read.
+        biases, penalties: in any order of rows, which are those of `logits`.
     """
-    num_rows, vocab_size = logits.shape
+    vocab_size = logits.shape[1]
+    num_drawn = len(logits) if rows is None else len(rows)
     assert logits.is_contiguous()
     assert logits.dtype == torch.float32
-    assert out.shape == randomness.temperature.shape == (num_rows,)
-    if num_rows == 0:
+    assert out.shape == randomness.temperature.shape == (num_drawn,)
+    if num_drawn == 0:
         return
-    block = min(_BLOCK, max(64, int(triton.next_power_of_2(vocab_size))))
-    _sample_kernel[(num_rows,)](
+    block, num_warps = _block_and_warps(vocab_size)
+    _sample_kernel[(num_drawn,)](
         logits,
+        logits if rows is None else rows,
         out,
         randomness.temperature,
         randomness.top_k,
@@ -328,11 +352,31 @@ def sample(
         *_bias_arguments(biases, logits),
         *_penalty_arguments(penalties, logits),
         vocab_size,
+        HAS_ROWS=rows is not None,
         BLOCK=block,
         LIMITS=_LIMITS,
         ENTRIES=_ENTRIES,
-        num_warps=8 if block == _BLOCK else 4,
+        num_warps=num_warps,
     )
+
+
+def argmax(logits: Tensor) -> tuple[Tensor, Tensor]:
+    """The id of each row's largest logit, int64, the lowest of equals; and that logit, or NaN."""
+    num_rows, vocab_size = logits.shape
+    assert logits.is_contiguous()
+    ids = torch.empty(num_rows, dtype=torch.int64, device=logits.device)
+    largest = torch.empty(num_rows, dtype=torch.float32, device=logits.device)
+    if num_rows:
+        block, num_warps = _block_and_warps(vocab_size)
+        _argmax_kernel[(num_rows,)](
+            logits, ids, largest, vocab_size, BLOCK=block, num_warps=num_warps
+        )
+    return ids, largest
+
+
+def _block_and_warps(vocab_size: int) -> tuple[int, int]:
+    block = min(_BLOCK, max(64, int(triton.next_power_of_2(vocab_size))))
+    return block, 8 if block == _BLOCK else 4
 
 
 def _bias_arguments(biases: Biases | None, like: Tensor) -> tuple[Tensor | int, ...]:

@@ -40,7 +40,7 @@ from kernels.triton.paged_attention import (
     tile_config,
 )
 from kernels.triton.rope_store_kv import rope_store_kv
-from kernels.triton.sampling import sample
+from kernels.triton.sampling import argmax, sample
 
 TARGETS = {
     "sm_80": GPUTarget("cuda", 80, 32),
@@ -70,16 +70,17 @@ def indices(*shape: int) -> Tensor:
     return meta(*shape, dtype=torch.int32)
 
 
-def launch_rows() -> None:
+def launch_rows(num_rows: int) -> None:
     """Norms, embeddings and activations at the widths of 8B and 70B models."""
-    x, weight = meta(64, 8192), meta(8192)
+    x, weight = meta(num_rows, 8192), meta(8192)
     norm("rms", x, weight, 1e-5, x, residual=x)
     norm("layer", x, weight, 1e-5, x, bias=weight)
-    gated_activation(meta(64, 28672), "silu", meta(64, 14336))
-    linear(x, meta(8192, 8192), meta(64, 8192), weight, "gelu", meta(64, 8192))
-    embed(indices(64), meta(128256, 8192), x)
-    embed_positions(indices(64), meta(2050, 8192), x, 2)
-    logits(x, meta(128256, 8192), meta(64, 128256), meta(64, 128256, dtype=torch.float32), 30.0)
+    gated_activation(meta(num_rows, 28672), "silu", meta(num_rows, 14336))
+    linear(x, meta(8192, 8192), meta(num_rows, 8192), weight, "gelu", meta(num_rows, 8192))
+    embed(indices(num_rows), meta(128256, 8192), x)
+    embed_positions(indices(num_rows), meta(2050, 8192), x, 1)
+    scores = meta(num_rows, 128256)
+    logits(x, meta(128256, 8192), scores, meta(*scores.shape, dtype=torch.float32), 30.0)
 
 
 def launch_rope(kv_dtype: torch.dtype = torch.bfloat16) -> None:
@@ -110,27 +111,30 @@ def launch_experts(num_rows: int) -> None:
     )
 
 
-def launch_sampling() -> None:
+def launch_sampling(num_rows: int) -> None:
     def rows(dtype: torch.dtype) -> Tensor:
-        return meta(64, dtype=dtype)
+        return meta(num_rows, dtype=dtype)
 
     ints, floats = rows(torch.int64), rows(torch.float32)
     randomness = Randomness(floats, ints, rows(torch.float64), floats, ints, ints)
-    scores = meta(64, 128256, dtype=torch.float32)
+    scores = meta(num_rows, 128256, dtype=torch.float32)
     biases, penalties = Biases(ints, ints, floats), Penalties(ints, ints, floats, floats)
-    sample(scores, randomness, ints, biases, penalties)
+    argmax(scores)
+    sample(scores, randomness, ints, biases, penalties, rows=ints)
 
 
 LAUNCHES: dict[str, Callable[[], None]] = {
-    "rows": launch_rows,
+    "one row": lambda: launch_rows(1),
+    "rows": lambda: launch_rows(64),
     "rope": launch_rope,
     "attention 32/8x128": lambda: launch_attention(AttentionShape(32, 8, 128, 0.1)),
     "attention 8/8x80": lambda: launch_attention(AttentionShape(8, 8, 80, 0.1)),
     "attention 71/1x64": lambda: launch_attention(AttentionShape(71, 1, 64, 0.1)),
     "attention 8/4x256": lambda: launch_attention(AttentionShape(8, 4, 256, 0.1, 4096, 50.0)),
-    "few rows of experts": lambda: launch_experts(4),
+    "one row of experts": lambda: launch_experts(1),
     "many rows of experts": lambda: launch_experts(512),
-    "sampling": launch_sampling,
+    "sampling of one row": lambda: launch_sampling(1),
+    "sampling": lambda: launch_sampling(64),
 }
 FLOAT8_LAUNCHES: dict[str, Callable[[], None]] = {
     "float8 rope": lambda: launch_rope(torch.float8_e4m3fn),
@@ -159,8 +163,12 @@ def recorded(launch: Callable[[], None]) -> list[tuple[Any, dict[str, Any], dict
 
 
 def compile_launch(kernel: Any, arguments: dict[str, Any], options: Any, target: str) -> Any:
-    """Compile with what the launch itself would specialise on: alignment, and integers' 16s."""
-    constants = {p.name for p in kernel.params if p.is_constexpr}
+    """Compile for what the launch itself would specialise on: ones, multiples of 16, alignment."""
+    constants = {
+        p.name
+        for p in kernel.params
+        if p.is_constexpr or (type(arguments[p.name]) is int and arguments[p.name] == 1)
+    }
     signature, attributes = {}, {}
     for number, name in enumerate(kernel.arg_names):
         value = arguments[name]
