@@ -14,7 +14,7 @@ from kernels.ragged_batch import RaggedBatch
 
 # How often a thread that waits at a barrier gives its core away before it sleeps. One that only
 # looked would keep the thread it waits for off the core whenever other processes compute, too.
-NUM_YIELDS = 100
+NUM_YIELDS = 1000
 
 
 class CpuBackendError(Exception):

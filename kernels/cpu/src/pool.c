@@ -1,3 +1,4 @@
+#define _GNU_SOURCE
 #include "pool.h"
 
 #include <pthread.h>
@@ -81,9 +82,29 @@ void pool_barrier(pool *p) {
     change(&p->gate);
 }
 
+/* A core of its own for each thread, where there are exactly as many: two that woke on one core would
+ * take turns there while the other idles. The caller's thread is not ours to place; with the others
+ * in place, one core is left for it. */
+static void stay_on_core(int thread, int num_threads) {
+#ifdef __linux__
+    cpu_set_t allowed, own;
+    if (sched_getaffinity(0, sizeof allowed, &allowed) != 0) return;
+    if (CPU_COUNT(&allowed) != num_threads) return;
+    int core = -1;
+    for (int seen = -1; seen < thread;) seen += CPU_ISSET(++core, &allowed) != 0;
+    CPU_ZERO(&own);
+    CPU_SET(core, &own);
+    pthread_setaffinity_np(pthread_self(), sizeof own, &own); /* a wish */
+#else
+    (void)thread;
+    (void)num_threads;
+#endif
+}
+
 static void *run_member(void *argument) {
     member *self = argument;
     pool *p = self->pool;
+    stay_on_core(self->thread, p->num_threads);
     for (unsigned seen = 0;; seen++) {
         await_change(&p->start, seen, p->num_yields);
         if (p->task == NULL) return NULL;
