@@ -173,8 +173,8 @@ class WorkerOptions(BaseModel):
         description="of weights, activations and KV; auto: the fastest this device is exact in",
     )
     device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="where to compute")
-    backend: Literal["auto", "cpu", "reference"] = Field(
-        "auto", description="implementation of the ops; auto: the fastest for the device"
+    backend: Literal["auto", "cpu", "triton", "reference"] = Field(
+        "auto", description="implementation of the ops; auto: cpu on a CPU, reference on a GPU"
     )
     block_size: int = Field(16, ge=1, le=1024, description="tokens per KV block")
     kv_cache_memory: ByteSize | None = Field(

@@ -29,7 +29,9 @@ def make_backend(
     weights: MutableMapping[str, Tensor],
     checkpoint: Callable[[], None],
 ) -> Backend:
-    """Make what `--backend` asks for; "auto" is the fastest that this machine can run.
+    """Make what `--backend` asks for; "auto" is the fastest that is known to be right here.
+
+    No GPU has run the triton backend yet, so on a GPU "auto" is the reference.
 
     Args:
         weights: emptied.
@@ -38,6 +40,8 @@ def make_backend(
         ConfigError: the backend does not compute on this device or in this dtype.
         StartupError: the backend was asked for by name and cannot be had.
     """
+    if options.backend == "triton":
+        return _triton_backend(device, dtype, program, weights, checkpoint)
     threads = num_threads(options.cpu_threads)
     library = _cpu_library(options, device, dtype)
     if library is None:
@@ -48,6 +52,25 @@ def make_backend(
         return CpuBackend(program, weights, library, threads, checkpoint)
     except CpuBackendError as error:
         raise StartupError(f"cpu backend: {error}") from None
+
+
+def _triton_backend(
+    device: torch.device,
+    dtype: torch.dtype,
+    program: Program,
+    weights: MutableMapping[str, Tensor],
+    checkpoint: Callable[[], None],
+) -> Backend:
+    if device.type != "cuda":
+        raise ConfigError(f"--backend triton computes on a GPU, not on {device}")
+    try:  # not at the top: CPU builds of torch come without triton
+        from kernels.triton.backend import TritonBackend, TritonBackendError
+    except ImportError as error:
+        raise StartupError(f"triton backend: {error}; install splitfuse[gpu]") from None
+    try:
+        return TritonBackend(program, weights, checkpoint)
+    except TritonBackendError as error:
+        raise StartupError(f"triton backend, {dtype}: {error}") from None
 
 
 def _cpu_library(
