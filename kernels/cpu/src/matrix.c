@@ -241,33 +241,52 @@ static prefetch plan_prefetch(const matrix *m, const char *block, int32_t group,
     return (prefetch){block + m->block_bytes + group * part, 4 * BLOCK_COLUMNS / num_groups};
 }
 
-static void multiply_panel(const matrix *m, const sf_buffer *in, const sf_buffer *out,
-                           const epilogue *end, int64_t first_row, int32_t num_rows,
-                           int32_t thread) {
-    int32_t begin = share_begin(m, thread), last = share_begin(m, thread + 1);
+/* One block of a share over the rows of one panel. */
+static void multiply_block(const matrix *m, const sf_buffer *in, const sf_buffer *out,
+                           const epilogue *end, int64_t first_row, int32_t num_rows, int32_t owner,
+                           int32_t block_of_share) {
+    int32_t block = share_begin(m, owner) + block_of_share;
+    const char *packed = m->shares[owner] + block_of_share * m->block_bytes;
     int32_t num_groups = (num_rows + MAX_GROUP_ROWS - 1) / MAX_GROUP_ROWS;
     tile t;
-    for (int32_t block = begin; block < last; block++) {
-        const char *packed = m->shares[thread] + (block - begin) * m->block_bytes;
-        for (int32_t group = 0; group < num_groups; group++) {
-            int32_t from = (int32_t)((int64_t)num_rows * group / num_groups);
-            int rows = (int32_t)((int64_t)num_rows * (group + 1) / num_groups) - from;
-            prefetch next = plan_prefetch(m, packed, group, num_groups);
-            multiply_rows(m, rows, in, first_row + from, packed, next, &t);
-            finishing f = prepare_finishing(end, out, first_row + from, rows);
-            if (m->is_gated) {
-                put_gated(f, m, block, &t);
-            } else {
-                put_plain(f, m, block, &t);
-            }
+    for (int32_t group = 0; group < num_groups; group++) {
+        int32_t from = (int32_t)((int64_t)num_rows * group / num_groups);
+        int rows = (int32_t)((int64_t)num_rows * (group + 1) / num_groups) - from;
+        prefetch next = plan_prefetch(m, packed, group, num_groups);
+        multiply_rows(m, rows, in, first_row + from, packed, next, &t);
+        finishing f = prepare_finishing(end, out, first_row + from, rows);
+        if (m->is_gated) {
+            put_gated(f, m, block, &t);
+        } else {
+            put_plain(f, m, block, &t);
         }
+    }
+}
+
+/* Blocks of a thread's share, as long as there are any: all of one panel before the next. */
+static void multiply_share(const matrix *m, const sf_buffer *in, const sf_buffer *out,
+                           const epilogue *end, int32_t num_rows, int32_t owner) {
+    int32_t num_blocks = share_begin(m, owner + 1) - share_begin(m, owner);
+    int32_t num_panels = (num_rows + PANEL_ROWS - 1) / PANEL_ROWS;
+    for (;;) {
+        int32_t item =
+            atomic_fetch_add_explicit(&m->claimed[owner].count, 1, memory_order_relaxed);
+        if (item >= num_blocks * num_panels) return;
+        int32_t row = item / num_blocks * PANEL_ROWS;
+        int32_t rows = num_rows - row < PANEL_ROWS ? num_rows - row : PANEL_ROWS;
+        multiply_block(m, in, out, end, row, rows, owner, item % num_blocks);
+    }
+}
+
+void reset_claims(const matrix *m) {
+    for (int32_t thread = 0; thread < m->num_threads; thread++) {
+        atomic_store_explicit(&m->claimed[thread].count, 0, memory_order_relaxed);
     }
 }
 
 void multiply(const matrix *m, const sf_buffer *in, const sf_buffer *out, const epilogue *end,
               int32_t num_rows, int32_t thread) {
-    for (int32_t row = 0; row < num_rows; row += PANEL_ROWS) {
-        int32_t rows = num_rows - row < PANEL_ROWS ? num_rows - row : PANEL_ROWS;
-        multiply_panel(m, in, out, end, row, rows, thread);
+    for (int32_t i = 0; i < m->num_threads; i++) {
+        multiply_share(m, in, out, end, num_rows, (thread + i) % m->num_threads);
     }
 }

@@ -11,10 +11,13 @@
  *
  * Each thread has a contiguous share of the blocks, in an arena of its own in which the shares of all
  * matrices lie in the order of the program: what is read next is what lies next, so prefetching
- * runs across the end of an op.
+ * runs across the end of an op. A thread that is through with its share takes blocks of another's:
+ * who loses its core to another process for a moment holds up the others less.
  */
 #ifndef SPLITFUSE_MATRIX_H
 #define SPLITFUSE_MATRIX_H
+
+#include <stdatomic.h>
 
 #include "simd.h"
 #include "splitfuse_cpu.h"
@@ -27,11 +30,17 @@ enum {
     PANEL_ROWS = 20 * MAX_GROUP_ROWS,
 };
 
+/* A counter on a cache line of its own. */
+typedef struct {
+    _Alignas(64) atomic_int count;
+} claims;
+
 typedef struct {
     int32_t dtype, in_width, out_width, is_gated;
     int32_t num_blocks;
     int64_t block_bytes;
     char **shares; /* [num_threads] where a thread's first block lies */
+    claims *claimed; /* [num_threads] how much of a thread's share is taken in this step */
     int32_t num_threads;
 } matrix;
 
@@ -53,9 +62,12 @@ int32_t share_begin(const matrix *m, int32_t thread);
 /* Pack the share of one thread from row-major weights [out_width, in_width]. */
 void pack_share(const matrix *m, const void *weights, int32_t thread);
 
-/* out[row] = activation(in[row] · weightsᵀ + bias) + residual[row], for the outputs of this
- * thread's share and all rows. A row's result does not depend on how many rows there are: each
- * output is one chain of sums in the order of the inputs. */
+/* Before a step in which the matrix is multiplied once. */
+void reset_claims(const matrix *m);
+
+/* out[row] = activation(in[row] · weightsᵀ + bias) + residual[row] for all rows, called by all
+ * threads together. A row's result depends neither on how many rows there are nor on who computes
+ * it: each output is one chain of sums in the order of the inputs. */
 void multiply(const matrix *m, const sf_buffer *in, const sf_buffer *out, const epilogue *end,
               int32_t num_rows, int32_t thread);
 

@@ -51,8 +51,12 @@ static int describe_matrices(sf_model *model) {
         }
         model->num_missing_weights += p->num_matrices;
         for (int32_t m = 0; m < p->num_matrices; m++) {
-            p->matrices[m].shares = calloc((size_t)model->num_threads, sizeof(char *));
-            if (p->matrices[m].shares == NULL) return fail("out of memory");
+            size_t num_threads = (size_t)model->num_threads;
+            p->matrices[m].shares = calloc(num_threads, sizeof(char *));
+            p->matrices[m].claimed = aligned_alloc(LINE, num_threads * sizeof(claims));
+            if (p->matrices[m].shares == NULL || p->matrices[m].claimed == NULL) {
+                return fail("out of memory");
+            }
         }
     }
     return 0;
@@ -334,6 +338,7 @@ void sf_destroy(sf_model *model) {
     for (int32_t i = 0; model->ops != NULL && i < model->num_ops; i++) {
         for (int32_t m = 0; m < model->ops[i].num_matrices; m++) {
             free(model->ops[i].matrices[m].shares);
+            free(model->ops[i].matrices[m].claimed);
         }
         free(model->ops[i].matrices);
     }

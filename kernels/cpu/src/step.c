@@ -90,7 +90,11 @@ int32_t sf_step(sf_model *model, const sf_batch *batch, float *logits) {
             return fail("out of memory for attention");
         }
     }
-    for (int32_t i = 0; i < model->num_ops; i++) atomic_store(&model->ops[i].next_item, 0);
+    for (int32_t i = 0; i < model->num_ops; i++) {
+        program_op *p = &model->ops[i];
+        atomic_store(&p->next_item, 0);
+        for (int32_t m = 0; m < p->num_matrices; m++) reset_claims(&p->matrices[m]);
+    }
     model->batch = batch;
     model->logits = (sf_buffer){.width = model->vocab_size,
                                 .dtype = SF_FLOAT32,
