@@ -23,7 +23,7 @@ from services.worker.schedulers import choose_scheduler
 # A scheduler with anything to run here sends the next plan within milliseconds of a result. One
 # that has been quiet for so long while we drain has nothing left.
 QUIET_S = 1.0
-# Until a message that the link did not take is tried again.
+# Until a message that the link did not take is tried again, and from an event to joining.
 RETRY_S = 0.05
 
 STEP_SECONDS = histogram("worker_step_seconds", "Duration of a forward pass", ITL_BUCKETS_S)
@@ -105,7 +105,10 @@ class WorkerService:
     async def _listen(self, engine: Engine, link: Link) -> None:
         while True:
             self._handle(await link.receive())
-            self._attach(engine, link)
+            if (
+                self._scheduler is None
+            ):  # a moment later: schedulers found together come up together
+                self._retry_later(engine, link)
 
     def _handle(self, event: LinkEvent) -> None:
         match event:
@@ -125,7 +128,7 @@ class WorkerService:
         NUM_SEQUENCES.set(0)
 
     def _attach(self, engine: Engine, link: Link) -> None:
-        """Join a scheduler if we have none; tried again at every event and retry."""
+        """Join a scheduler if we have none; tried soon after every event."""
         if self._scheduler is not None or self._draining:
             return
         heartbeats = {i: beat for i in link.peers if (beat := link.heartbeat_of(i)) is not None}
