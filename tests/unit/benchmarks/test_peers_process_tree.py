@@ -12,9 +12,11 @@ signal.signal(signal.SIGTERM, signal.SIG_IGN)
 print("up", flush=True)
 select.select([], [], [], 60)
 """
-# Starts the child in a session of its own, says its pid, and waits.
+# Uses the processor for several ticks of its clock, starts the child in a session of its own, says
+# its pid, and waits.
 PARENT = f"""
-import subprocess, sys
+import subprocess, sys, time
+while time.process_time() < 0.1: pass
 child = subprocess.Popen(
     [sys.executable, "-c", {CHILD!r}], stdout=subprocess.PIPE, start_new_session=True
 )
