@@ -7,6 +7,7 @@ import socket
 import subprocess
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import httpx
@@ -86,6 +87,7 @@ def test_a_killed_service_comes_back_and_serves(runtime: Path, tiny_model: Path)
             old = serve.service(kind)
             old.kill()
             serve.wait_for_output(f"{kind}-0 ended (killed by signal 9); restart in 0.25 s")
+            wait_until(partial(serve.is_running, kind), f"another {kind} runs")
             wait_until(lambda: _is_ready(serve.url), f"ready again after the {kind} was killed")
             assert serve.service(kind).pid != old.pid
             assert complete(serve.url) == before

@@ -98,6 +98,10 @@ class Serve:
             if process.is_running() and process.status() != psutil.STATUS_ZOMBIE
         ]
 
+    def is_running(self, kind: str) -> bool:
+        """Whether there is a process of this kind; one that was killed is not."""
+        return any(f"services.{kind}" in p.cmdline() for p in self.services())
+
     def service(self, kind: str) -> psutil.Process:
         """The only process of this kind."""
         (found,) = (p for p in self.services() if f"services.{kind}" in p.cmdline())
