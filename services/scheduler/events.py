@@ -18,6 +18,7 @@ from common.messages import (
     TokenDeltas,
     WorkerJoin,
 )
+from services.scheduler.cost_model import StepShape
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +106,7 @@ Event: TypeAlias = (
 class SendStep:
     worker: str
     plan: StepPlan
-    num_tokens: int  # in the plan's chunks together
+    shape: StepShape  # what the plan's chunks amount to
     queue_times_s: tuple[float, ...] = ()  # of requests that start for the first time with it
 
 

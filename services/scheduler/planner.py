@@ -12,6 +12,7 @@ from itertools import islice
 
 from common.messages import Chunk, NewSequence, StepPlan
 from common.token_ids import pack_ids
+from services.scheduler.cost_model import StepShape
 from services.scheduler.events import SendStep
 from services.scheduler.output_lengths import OutputLengths
 from services.scheduler.replicas import MAX_STEPS_IN_FLIGHT, Replica, Replicas, Step
@@ -30,6 +31,8 @@ class _Draft:
     __slots__ = (
         "chunks",
         "new_sequences",
+        "num_attended_tokens",
+        "num_context_tokens",
         "num_prompt_tokens",
         "num_tokens",
         "queue_times_s",
@@ -42,7 +45,19 @@ class _Draft:
         self.new_sequences: list[NewSequence] = []
         self.num_tokens = 0
         self.num_prompt_tokens = 0
+        self.num_context_tokens = 0
+        self.num_attended_tokens = 0
         self.queue_times_s: list[float] = []
+
+    def shape(self) -> StepShape:
+        """What the chunks so far amount to."""
+        return StepShape(
+            self.num_tokens,
+            self.num_context_tokens,
+            self.num_attended_tokens,
+            len(self.chunks),
+            len(self.step.samplers),
+        )
 
 
 class Planner:
@@ -81,10 +96,11 @@ class Planner:
         step = draft.step
         step.dropped = tuple(replica.to_drop)
         replica.to_drop.clear()
+        shape = step.shape = draft.shape()
         replica.in_flight.append(step)
         self._next_step_id += 1
         plan = StepPlan(step.step_id, tuple(draft.chunks), tuple(draft.new_sequences), step.dropped)
-        return SendStep(replica.worker, plan, draft.num_tokens, tuple(draft.queue_times_s))
+        return SendStep(replica.worker, plan, shape, tuple(draft.queue_times_s))
 
     def _count(self, draft: _Draft, replica: Replica) -> None:
         stats = self._stats
@@ -105,16 +121,19 @@ class Planner:
         block_size = replica.block_size
         samplers = draft.step.samplers
         chunks = draft.chunks
+        num_context_tokens = 0
         for sequence_id, request in islice(decodes.items(), count):
             computed = request.num_computed_tokens
             if computed + 1 >= request.max_total_tokens:
                 continue  # its last token is in flight
+            num_context_tokens += computed + 1
             new_blocks = b"" if computed % block_size else pack_ids(replica.take_blocks(request, 1))
             chunks.append(Chunk(sequence_id, computed, 1, new_blocks, True))
             samplers[sequence_id] = request
             request.num_computed_tokens = computed + 1
             request.num_pending_tokens += 1
         draft.num_tokens = len(chunks)
+        draft.num_context_tokens = draft.num_attended_tokens = num_context_tokens
 
     # ── memory ───────────────────────────────────────────────────────────────────────────────────
 
@@ -290,6 +309,8 @@ def _add_prompt_chunk(draft: _Draft, replica: Replica, request: Request, num_tok
     draft.chunks.append(Chunk(sequence_id, start, num_tokens, new_blocks, sample))
     draft.num_tokens += num_tokens
     draft.num_prompt_tokens += num_tokens
+    draft.num_context_tokens += end
+    draft.num_attended_tokens += (start + 1 + end) * num_tokens // 2
 
 
 def _max_total_tokens(replica: Replica, request: Request) -> int:

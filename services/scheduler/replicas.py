@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 from common.messages import Limits, WorkerJoin
 from services.scheduler.block_pool import BlockPool
+from services.scheduler.cost_model import StepShape
 from services.scheduler.prefix_cache import PrefixCache
 from services.scheduler.request import Request, RequestStatus
 from services.scheduler.waiting_queue import WaitingQueue
@@ -32,6 +33,7 @@ class Step:
         default_factory=list
     )  #: blocks named because this step fills them
     dropped: tuple[int, ...] = ()  #: sequence ids that the plan drops
+    shape: StepShape | None = None  #: what is in it; None until it is sent
     #: a step before it did not run: whatever its answer is, nothing follows from it
     void: bool = False
 

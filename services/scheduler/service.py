@@ -159,8 +159,8 @@ class SchedulerService:
     def _perform(self, instruction: Instruction) -> str | None:
         """Carry out one instruction; returns an owner that could not be told."""
         match instruction:
-            case SendStep(worker, plan, num_tokens, queue_times_s):
-                self._metrics.step_sent(num_tokens, queue_times_s)
+            case SendStep(worker, plan, shape, queue_times_s):
+                self._metrics.step_sent(shape.num_tokens, queue_times_s)
                 self._unsent.setdefault(worker, deque()).append(plan)
                 self._send_plans(worker)
             case EmitTokens(owner, message) | FailRequest(owner, message):

@@ -17,6 +17,7 @@ from common.messages import (
 )
 from common.token_ids import pack_ids, unpack_ids
 from services.scheduler.core import CoreOptions, SchedulerCore
+from services.scheduler.cost_model import StepShape
 from services.scheduler.events import (
     EmitTokens,
     Event,
@@ -81,6 +82,24 @@ def a_request(
     )
 
 
+def shape_of(plan: StepPlan) -> StepShape:
+    """What is in a plan, token by token."""
+    ends = [chunk.num_computed_tokens + chunk.num_tokens for chunk in plan.chunks]
+    return StepShape(
+        num_tokens=sum(chunk.num_tokens for chunk in plan.chunks),
+        num_context_tokens=sum(ends),
+        num_attended_tokens=sum(
+            position + 1
+            for chunk in plan.chunks
+            for position in range(
+                chunk.num_computed_tokens, chunk.num_computed_tokens + chunk.num_tokens
+            )
+        ),
+        num_sequences=len(plan.chunks),
+        num_logits=sum(chunk.sample for chunk in plan.chunks),
+    )
+
+
 @dataclass
 class Client:
     """What the tokenizer knows of one request."""
@@ -140,9 +159,9 @@ class SchedulerMesh:
         self.core.check()
         for instruction in instructions:
             match instruction:
-                case SendStep(worker, plan, num_tokens, queue_times_s):
+                case SendStep(worker, plan, shape, queue_times_s):
                     self.queue_times_s += queue_times_s
-                    assert num_tokens == sum(chunk.num_tokens for chunk in plan.chunks)
+                    assert shape == shape_of(plan)
                     if plan.chunks:  # else it only lets an idle worker forget
                         self.sent.append(plan)
                     self.workers[worker].send(plan)
