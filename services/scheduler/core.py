@@ -12,7 +12,7 @@ sampling depends only on (seed, position), they go on as they would have.
 
 from array import array
 from collections import Counter, defaultdict, deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from common.errors import FailureCode
@@ -88,7 +88,7 @@ class SchedulerCore:
         self._num_arrivals = 0
         self._status = Heartbeat(ready=False, draining=False)
         self._workers_changed = False  #: one joined, left or began to drain
-        #: filled during one call of `handle`
+        #: filled during one call of `handle`, empty between calls
         self._instructions: list[Instruction] = []
         self._deltas: defaultdict[str, list[TokenDelta]] = defaultdict(list)
 
@@ -103,18 +103,32 @@ class SchedulerCore:
             What to do, in this order: steps first, since workers wait for them; then at most one
             `EmitTokens` per owner.
         """
-        self._instructions = []
-        self._deltas.clear()
         self._dispatch(event, now)
-        outcome = self._instructions
-        self._instructions = []
+        outcome, self._instructions = self._instructions, []
         self._plan(now)
         for owner, deltas in self._deltas.items():
             self._instructions.append(EmitTokens(owner, TokenDeltas(tuple(deltas))))
+        self._deltas.clear()
         self._instructions += outcome
         if self._workers_changed or isinstance(event, Tick):
             self._report_status()
-        return self._instructions
+        instructions, self._instructions = self._instructions, []
+        return instructions
+
+    @property
+    def options(self) -> CoreOptions:
+        """What it was made with."""
+        return self._options
+
+    @property
+    def replicas(self) -> Replicas:
+        """The workers; to be read only."""
+        return self._replicas
+
+    def requests(self) -> Iterator[Request]:
+        """All requests that have not ended; to be read only."""
+        for mine in self._requests.values():
+            yield from mine.values()
 
     @property
     def num_requests(self) -> int:
