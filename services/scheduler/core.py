@@ -51,9 +51,9 @@ from services.scheduler.events import (
 )
 from services.scheduler.output_lengths import OutputLengths
 from services.scheduler.planner import Planner
+from services.scheduler.policy import Policy
 from services.scheduler.replicas import Replica, Replicas, Step, unusable
 from services.scheduler.request import ENDED, STORY_LENGTH, Request, RequestStatus
-from services.scheduler.splitfuse import Policy
 from services.scheduler.stats import SchedulerStats
 from services.scheduler.waiting_queue import WaitingQueue
 
@@ -73,14 +73,19 @@ class CoreOptions:
 
 
 class SchedulerCore:
-    """`handle` is the only door; the rest is for reading."""
+    """`handle` is the only door; the rest is for reading.
 
-    def __init__(self, options: CoreOptions) -> None:
+    Args:
+        options: see there.
+        replicas: without workers; how they are placed on. None: by backlog.
+    """
+
+    def __init__(self, options: CoreOptions, replicas: Replicas | None = None) -> None:
         self._options = options
         self._stats = SchedulerStats()
         #: all requests that have not ended, by owner and request id; no owner without any
         self._requests: dict[str, dict[str, Request]] = {}
-        self._replicas = Replicas()
+        self._replicas = replicas if replicas is not None else Replicas()
         #: requests that wait and that no worker can be asked to run
         self._unplaced = WaitingQueue()
         self._lengths = OutputLengths()
@@ -480,6 +485,7 @@ class SchedulerCore:
             join,
             max_num_seqs=options.max_num_seqs,
             token_budget=options.token_budget,
+            policy=options.policy,
             caching=options.caching,
         )
         self._replicas.add(replica)
