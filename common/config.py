@@ -154,17 +154,36 @@ class TokenizerOptions(BaseModel):
 
 
 class SchedulerOptions(BaseModel):
+    scheduling_policy: Literal["splitfuse", "prefill-first", "orca"] = Field(
+        "splitfuse",
+        description="splitfuse: passes of one size, prompts are cut; for comparison: "
+        "prefill-first: whole prompts stop generation, orca: whole prompts join it",
+    )
     max_num_batched_tokens: int | None = Field(
-        None, ge=1, description="tokens per forward pass; default: 128 on CPU, 2048 on a GPU"
+        None,
+        ge=1,
+        description="tokens per forward pass; default: 128 on CPU, 2048 on a GPU; policies that "
+        "do not cut prompts take at least the longest sequence",
     )
     max_num_seqs: int = Field(256, ge=1, description="sequences that run at once on one worker")
-    partition: Literal["greedy", "balanced"] = Field(
-        "balanced", description="how prompts are cut: fill each pass, or even passes"
+    partition: Literal["greedy", "balanced"] | None = Field(
+        None,
+        description="how splitfuse cuts prompts: greedy fills each pass, balanced (default) makes "
+        "passes even",
     )
     enable_prefix_caching: bool = Field(True, description="reuse KV blocks of equal prefixes")
     max_queued_tokens: int | None = Field(
         None, ge=1, description="uncomputed prompt tokens waiting at once; more get a 503"
     )
+
+    @model_validator(mode="after")
+    def _only_splitfuse_cuts_prompts(self) -> Self:
+        if self.partition is not None and self.scheduling_policy != "splitfuse":
+            raise ValueError(
+                f"partition ({self.partition}) says how prompts are cut, and scheduling-policy "
+                f"{self.scheduling_policy} does not cut them"
+            )
+        return self
 
 
 class WorkerOptions(BaseModel):

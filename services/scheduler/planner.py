@@ -1,4 +1,4 @@
-"""Composes the next step of one worker: memory first, then decodes, then prompts.
+"""Composes the next step of one worker: memory, decodes and prompts, in the policy's order.
 
 Running sequences come before waiting requests, and the first running one in `Request.order` is
 never preempted. It can take all memory there is, so it ends; and then the next one is first.
@@ -15,9 +15,9 @@ from common.token_ids import pack_ids
 from services.scheduler.cost_model import StepShape
 from services.scheduler.events import SendStep
 from services.scheduler.output_lengths import OutputLengths
+from services.scheduler.policy import Policy
 from services.scheduler.replicas import MAX_STEPS_IN_FLIGHT, Replica, Replicas, Step
 from services.scheduler.request import Request, RequestStatus
-from services.scheduler.splitfuse import Policy
 from services.scheduler.stats import SchedulerStats
 
 LOOKAHEAD = 8  # waiting requests that are tried per pass when the first ones do not fit
@@ -81,11 +81,12 @@ class Planner:
         if len(replica.in_flight) >= MAX_STEPS_IN_FLIGHT:
             return None
         draft = _Draft(self._next_step_id)
-        if replica.num_running:
-            self._secure_memory(replica, now)
-            self._add_decodes(draft, replica)
+        if self._policy.decodes_first:
+            self._add_decodes(draft, replica, now)
         if self._continue_prompts(draft, replica):
             self._start_prompts(draft, replica, now)
+        if not self._policy.decodes_first:
+            self._add_decodes(draft, replica, now)
         if draft.chunks:
             self._count(draft, replica)
         elif replica.in_flight or not replica.to_drop:
@@ -112,28 +113,13 @@ class Planner:
 
     # ── decodes ──────────────────────────────────────────────────────────────────────────────────
 
-    def _add_decodes(self, draft: _Draft, replica: Replica) -> None:
-        """One token each; the loop that every step pays for every stream."""
-        decodes = replica.decodes
-        count = self._policy.num_decodes(
-            len(decodes), replica.token_budget, bool(replica.prefills or replica.waiting)
-        )
-        block_size = replica.block_size
-        samplers = draft.step.samplers
-        chunks = draft.chunks
-        num_context_tokens = 0
-        for sequence_id, request in islice(decodes.items(), count):
-            computed = request.num_computed_tokens
-            if computed + 1 >= request.max_total_tokens:
-                continue  # its last token is in flight
-            num_context_tokens += computed + 1
-            new_blocks = b"" if computed % block_size else pack_ids(replica.take_blocks(request, 1))
-            chunks.append(Chunk(sequence_id, computed, 1, new_blocks, True))
-            samplers[sequence_id] = request
-            request.num_computed_tokens = computed + 1
-            request.num_pending_tokens += 1
-        draft.num_tokens = len(chunks)
-        draft.num_context_tokens = draft.num_attended_tokens = num_context_tokens
+    def _add_decodes(self, draft: _Draft, replica: Replica, now: float) -> None:
+        """As many as the policy wants, once there is memory for all of them."""
+        room = replica.token_budget - draft.num_tokens
+        wanted = self._policy.num_decodes(len(replica.decodes), room, draft.num_prompt_tokens)
+        if replica.num_running and (wanted or not draft.chunks):
+            self._secure_memory(replica, now)
+            _add_decode_chunks(draft, replica, wanted)
 
     # ── memory ───────────────────────────────────────────────────────────────────────────────────
 
@@ -287,6 +273,28 @@ class Planner:
         limit = _max_total_tokens(replica, request)
         num_output = max(self._lengths.expected, request.num_output_tokens + 1)
         return min(limit, request.num_prompt_tokens + num_output)
+
+
+def _add_decode_chunks(draft: _Draft, replica: Replica, wanted: int) -> None:
+    """One token each; the loop that every step pays for every stream."""
+    block_size = replica.block_size
+    samplers = draft.step.samplers
+    chunks = draft.chunks
+    num_before = len(chunks)
+    num_context_tokens = 0
+    for sequence_id, request in islice(replica.decodes.items(), wanted):
+        computed = request.num_computed_tokens
+        if computed + 1 >= request.max_total_tokens:
+            continue  # its last token is in flight
+        num_context_tokens += computed + 1
+        new_blocks = b"" if computed % block_size else pack_ids(replica.take_blocks(request, 1))
+        chunks.append(Chunk(sequence_id, computed, 1, new_blocks, True))
+        samplers[sequence_id] = request
+        request.num_computed_tokens = computed + 1
+        request.num_pending_tokens += 1
+    draft.num_tokens += len(chunks) - num_before
+    draft.num_context_tokens += num_context_tokens
+    draft.num_attended_tokens += num_context_tokens
 
 
 def _add_prompt_chunk(draft: _Draft, replica: Replica, request: Request, num_tokens: int) -> None:

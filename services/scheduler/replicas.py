@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from common.messages import Limits, WorkerJoin
 from services.scheduler.block_pool import BlockPool
 from services.scheduler.cost_model import StepShape
+from services.scheduler.policy import Policy
 from services.scheduler.prefix_cache import PrefixCache
 from services.scheduler.request import Request, RequestStatus
 from services.scheduler.waiting_queue import WaitingQueue
@@ -19,6 +20,9 @@ from services.scheduler.waiting_queue import WaitingQueue
 MAX_STEPS_IN_FLIGHT = 2  # one runs, the next is already there when it ends
 CPU_TOKEN_BUDGET = 128  # more per pass gain a CPU 3 %, and double the gap between tokens
 GPU_TOKEN_BUDGET = 2048
+WHOLE_PROMPT_TOKEN_BUDGET = (
+    2048  # for prompts that are not split, as vLLM 0.2 had it; on any device
+)
 MAX_CLAIM = 2**24  # of anything a worker announces; the pool keeps a few words per block
 
 
@@ -50,7 +54,8 @@ class Replica:
         worker: its instance id.
         join: what it announced; `unusable` says None of it.
         max_num_seqs: the scheduler's cap on running sequences.
-        token_budget: tokens per pass; None: by the kind of device.
+        token_budget: tokens per pass; None: by the policy and the kind of device.
+        policy: may need passes of a certain size.
         caching: keep and share blocks of equal prefixes.
     """
 
@@ -61,18 +66,22 @@ class Replica:
         *,
         max_num_seqs: int,
         token_budget: int | None,
+        policy: Policy,
         caching: bool,
     ) -> None:
         self.worker = worker
         self.join = join
         self.block_size = join.block_size
-        self.token_budget = token_budget or (
-            CPU_TOKEN_BUDGET if join.device.startswith("cpu") else GPU_TOKEN_BUDGET
-        )
-        #: every running sequence can decode in every pass
-        self.max_num_seqs = min(max_num_seqs, join.max_num_seqs, self.token_budget)
         #: tokens of prompt + output that a sequence may reach here
         self.length_limit = min(join.max_model_len, join.num_blocks * join.block_size)
+        max_num_seqs = min(max_num_seqs, join.max_num_seqs)
+        self.token_budget = policy.token_budget(
+            token_budget or default_token_budget(join.device, policy),
+            self.length_limit,
+            max_num_seqs,
+        )
+        #: every running sequence can decode in every pass
+        self.max_num_seqs = min(max_num_seqs, self.token_budget)
         self.pool = BlockPool(join.num_blocks)
         self.cache = PrefixCache(self.pool)
         self._caching = caching
@@ -185,6 +194,13 @@ class Replica:
             or len(request.token_ids) + request.num_pending_tokens > request.max_total_tokens
         ):
             raise AssertionError(f"{request.request_id} is not what runs as {sequence_id}")
+
+
+def default_token_budget(device: str, policy: Policy) -> int:
+    """Tokens per pass when nobody has said how many."""
+    if not policy.splits_prompts:
+        return WHOLE_PROMPT_TOKEN_BUDGET
+    return CPU_TOKEN_BUDGET if device.startswith("cpu") else GPU_TOKEN_BUDGET
 
 
 def unusable(join: WorkerJoin, others: Collection[Replica]) -> str | None:

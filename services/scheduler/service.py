@@ -55,7 +55,7 @@ from services.scheduler.events import (
     WorkerLost,
 )
 from services.scheduler.metrics import SchedulerMetrics
-from services.scheduler.splitfuse import SplitFuse
+from services.scheduler.policies import make_policy
 
 TICK_S = 1.0
 
@@ -198,7 +198,7 @@ class SchedulerService:
 def core_options(config: SchedulerConfig) -> CoreOptions:
     """The core's part of the config."""
     return CoreOptions(
-        policy=SplitFuse(config.partition),
+        policy=make_policy(config.scheduling_policy, config.partition),
         token_budget=config.max_num_batched_tokens,
         max_num_seqs=config.max_num_seqs,
         max_queued_tokens=config.max_queued_tokens,

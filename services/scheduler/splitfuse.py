@@ -8,50 +8,36 @@ Two ways to cut:
     balanced   while other prompts wait behind, the same; the last one is cut into passes of even
                size, since time over tokens is concave: two equal passes cost less than a
                full one and a small one
-
-A policy is asked once per pass about decodes, and then about each prompt in order.
 """
 
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal, TypeAlias
 
 TILE = 16  # tokens; even chunks are multiples of it, a size that matrix units like
-Partition = Literal["greedy", "balanced"]
-
-
-class Policy(Protocol):
-    """Composes passes; has no state, so that a pass is a function of what it is asked."""
-
-    def num_decodes(self, num_ready: int, token_budget: int, prompts_wait: bool) -> int:
-        """How many of the decodes that are ready run in this pass, in [0, num_ready].
-
-        Args:
-            num_ready: sequences with exactly one uncomputed token.
-            token_budget: tokens per pass (`max_num_batched_tokens`), > 0.
-            prompts_wait: there are uncomputed prompt tokens for this worker.
-        """
-        ...
-
-    def num_prompt_tokens(self, num_uncomputed: int, room: int, others_wait: bool) -> int:
-        """How many tokens of the next prompt run in this pass, in [0, min(num_uncomputed, room)].
-
-        Args:
-            num_uncomputed: tokens of the prompt that are left to compute, > 0.
-            room: tokens that the pass still has room for, > 0.
-            others_wait: other prompts are behind this one.
-        """
-        ...
+Partition: TypeAlias = Literal["greedy", "balanced"]
 
 
 @dataclass(frozen=True, slots=True)
 class SplitFuse:
-    """The policy of the paper; see the module docstring."""
+    """The policy of the paper (DeepSpeed-FastGen, section 3); see the module docstring."""
 
     partition: Partition = "balanced"
 
-    def num_decodes(self, num_ready: int, token_budget: int, prompts_wait: bool) -> int:
+    @property
+    def decodes_first(self) -> bool:
+        return True
+
+    @property
+    def splits_prompts(self) -> bool:
+        return True
+
+    def token_budget(self, wanted: int, length_limit: int, max_num_seqs: int) -> int:
+        """What was asked for: prompts can be cut to any size."""
+        return wanted
+
+    def num_decodes(self, num_ready: int, room: int, num_prompt_tokens: int) -> int:
         """All that fit. Workers run no more sequences than the budget, so that is all."""
-        return min(num_ready, token_budget)
+        return min(num_ready, room)
 
     def num_prompt_tokens(self, num_uncomputed: int, room: int, others_wait: bool) -> int:
         """Fill the room, unless this is the last prompt and an even cut leaves some."""

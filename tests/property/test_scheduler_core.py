@@ -20,6 +20,7 @@ from services.scheduler.events import (
     WorkerJoined,
     WorkerLost,
 )
+from services.scheduler.policies import PolicyName
 from tests.support.checking_worker import VOCAB_SIZE, CheckingWorker, completion
 from tests.support.scheduler_mesh import Client, SchedulerMesh, a_request, options
 
@@ -39,9 +40,11 @@ def make_prompt(seed: int, length: int) -> list[int]:
 class SchedulerMachine(RuleBasedStateMachine):
     """Fate, in hypothesis' hands: it shrinks what goes wrong to the shortest story."""
 
+    policy: PolicyName = "splitfuse"
+
     def __init__(self) -> None:
         super().__init__()
-        self.mesh = SchedulerMesh(options(token_budget=11, max_num_seqs=5))
+        self.mesh = SchedulerMesh(options(token_budget=11, max_num_seqs=5, policy=self.policy))
         self.count = 0
 
     @rule(
@@ -207,10 +210,26 @@ def check_client(client: Client) -> None:
         assert client.failure == FailureCode.INTERNAL
 
 
+class PrefillFirstMachine(SchedulerMachine):
+    policy = "prefill-first"
+
+
+class OrcaMachine(SchedulerMachine):
+    policy = "orca"
+
+
+def settings_of(max_examples: int) -> settings:
+    return settings(
+        max_examples=max_examples,
+        stateful_step_count=60,
+        deadline=None,
+        suppress_health_check=[HealthCheck.too_slow],
+    )
+
+
 TestSchedulerCore = SchedulerMachine.TestCase
-TestSchedulerCore.settings = settings(
-    max_examples=60,
-    stateful_step_count=60,
-    deadline=None,
-    suppress_health_check=[HealthCheck.too_slow],
-)
+TestSchedulerCore.settings = settings_of(60)
+TestPrefillFirst = PrefillFirstMachine.TestCase
+TestPrefillFirst.settings = settings_of(20)
+TestOrca = OrcaMachine.TestCase
+TestOrca.settings = settings_of(20)

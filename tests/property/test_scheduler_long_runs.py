@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import pytest
 
+from services.scheduler.policies import PolicyName
 from services.scheduler.splitfuse import Partition
 from tests.support.checking_worker import VOCAB_SIZE, CheckingWorker
 from tests.support.scheduler_mesh import Client, SchedulerMesh, a_request, options
@@ -17,7 +18,8 @@ class Regime:
     block_size: int = 4
     max_num_seqs: int = 8
     token_budget: int = 16
-    partition: Partition = "balanced"
+    policy: PolicyName = "splitfuse"
+    partition: Partition | None = None
     max_prompt: int = 40
     max_tokens: int = 20
     num_workers: int = 1
@@ -33,7 +35,12 @@ def play(regime: Regime, seed: int) -> SchedulerMesh:
     """Let fate roll its dice, then wait until everything has ended."""
     rng = random.Random(seed)
     mesh = SchedulerMesh(
-        options(token_budget=regime.token_budget, partition=regime.partition, max_num_seqs=16)
+        options(
+            token_budget=regime.token_budget,
+            policy=regime.policy,
+            partition=regime.partition,
+            max_num_seqs=16,
+        )
     )
     for index in range(regime.num_workers):
         mesh.join(f"w{index}", make_worker(regime))
@@ -131,3 +138,32 @@ def test_under_a_backlog_passes_carry_exactly_the_budget(partition: Partition) -
     assert all(sum(c.num_tokens for c in plan.chunks) <= 37 for plan in mesh.sent)
     assert stats.num_backlog_steps > 300
     assert stats.num_full_backlog_steps >= 0.95 * stats.num_backlog_steps
+
+
+@pytest.mark.parametrize("policy", ["splitfuse", "prefill-first", "orca"])
+@pytest.mark.parametrize("num_blocks", [18, 60])
+def test_under_every_policy_all_requests_end_with_their_own_tokens(
+    policy: PolicyName, num_blocks: int
+) -> None:
+    regime = Regime(
+        policy=policy, num_blocks=num_blocks, max_prompt=40, max_tokens=30, arrive=2, run=6
+    )
+
+    mesh = play(regime, seed=11)
+
+    check_outputs(mesh, regime)
+    assert len(succeeded(mesh)) == len(mesh.clients)
+
+
+def test_prefill_first_never_mixes_and_only_waits_while_prompts_start() -> None:
+    mesh = play(Regime(policy="prefill-first", num_blocks=30, arrive=1, run=6), seed=3)
+
+    for plan in mesh.sent:
+        starts = {new.sequence_id for new in plan.new_sequences}
+        assert {chunk.sequence_id for chunk in plan.chunks} == starts or not starts
+
+
+def test_orca_never_cuts_a_prompt() -> None:
+    mesh = play(Regime(policy="orca", num_blocks=30, arrive=1, run=6), seed=3)
+
+    assert all(chunk.sample for plan in mesh.sent for chunk in plan.chunks)

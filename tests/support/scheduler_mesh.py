@@ -34,7 +34,8 @@ from services.scheduler.events import (
     WorkerJoined,
     WorkerLost,
 )
-from services.scheduler.splitfuse import Partition, SplitFuse
+from services.scheduler.policies import PolicyName, make_policy
+from services.scheduler.splitfuse import Partition
 from tests.support.checking_worker import EOS, CheckingWorker, completion
 
 TENANT = "t"
@@ -43,13 +44,14 @@ TENANT = "t"
 def options(
     *,
     token_budget: int | None = 16,
-    partition: Partition = "balanced",
+    policy: PolicyName = "splitfuse",
+    partition: Partition | None = None,
     max_num_seqs: int = 8,
     max_queued_tokens: int | None = None,
     caching: bool = True,
 ) -> CoreOptions:
     return CoreOptions(
-        policy=SplitFuse(partition),
+        policy=make_policy(policy, partition),
         token_budget=token_budget,
         max_num_seqs=max_num_seqs,
         max_queued_tokens=max_queued_tokens,

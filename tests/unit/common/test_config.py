@@ -90,6 +90,11 @@ def test_an_empty_key_protects_nothing_and_is_refused() -> None:
         (["--bind", "tcp://host:65536"], "is not an address"),
         (["--bind", "ipc://relative"], "is not an address"),
         (["--partition", "fair"], "--partition: .*'greedy' or 'balanced'"),
+        (["--scheduling-policy", "fcfs"], "--scheduling-policy: .*'prefill-first' or 'orca'"),
+        (
+            ["--scheduling-policy", "orca", "--partition", "greedy"],
+            r"partition \(greedy\) .*orca does not cut them",
+        ),
         (["--heartbeat-limit-s", "1.5"], r"heartbeat-limit-s \(1.5\) must be at least twice"),
         (["--heartbeat-interval-s", "nan"], "--heartbeat-interval-s: "),
         (["--name", "a b"], "--name: "),

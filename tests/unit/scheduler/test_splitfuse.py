@@ -22,12 +22,12 @@ def cut(num_tokens: int, room: int) -> list[int]:
 
 @pytest.mark.parametrize("partition", PARTITIONS)
 def test_all_decodes_run(partition: Partition) -> None:
-    assert SplitFuse(partition).num_decodes(7, token_budget=256, prompts_wait=True) == 7
+    assert SplitFuse(partition).num_decodes(7, room=256, num_prompt_tokens=0) == 7
 
 
 @pytest.mark.parametrize("partition", PARTITIONS)
 def test_decodes_alone_never_exceed_the_budget(partition: Partition) -> None:
-    assert SplitFuse(partition).num_decodes(9, token_budget=7, prompts_wait=False) == 7
+    assert SplitFuse(partition).num_decodes(9, room=7, num_prompt_tokens=0) == 7
 
 
 @pytest.mark.parametrize("partition", PARTITIONS)
