@@ -82,29 +82,37 @@ void pool_barrier(pool *p) {
     change(&p->gate);
 }
 
-/* A core of its own for each thread, where there are exactly as many: two that woke on one core would
- * take turns there while the other idles. The caller's thread is not ours to place; with the others
- * in place, one core is left for it. */
-static void stay_on_core(int thread, int num_threads) {
+/* A core of its own for each thread, where there are exactly as many. Two that share one take turns at
+ * every barrier, and since each is seldom found waiting, the kernel may leave them there for seconds
+ * while the other core idles. Returns whether the thread was placed; `before` is then where it may run. */
 #ifdef __linux__
-    cpu_set_t allowed, own;
-    if (sched_getaffinity(0, sizeof allowed, &allowed) != 0) return;
-    if (CPU_COUNT(&allowed) != num_threads) return;
+static bool stay_on_core(int thread, int num_threads, cpu_set_t *before) {
+    if (num_threads == 1) return false;
+    if (sched_getaffinity(0, sizeof *before, before) != 0) return false;
+    if (CPU_COUNT(before) != num_threads) return false;
     int core = -1;
-    for (int seen = -1; seen < thread;) seen += CPU_ISSET(++core, &allowed) != 0;
+    for (int seen = -1; seen < thread;) seen += CPU_ISSET(++core, before) != 0;
+    cpu_set_t own;
     CPU_ZERO(&own);
     CPU_SET(core, &own);
-    pthread_setaffinity_np(pthread_self(), sizeof own, &own); /* a wish */
-#else
-    (void)thread;
-    (void)num_threads;
-#endif
+    return sched_setaffinity(0, sizeof own, &own) == 0;
 }
+
+static void leave_core(const cpu_set_t *before) { sched_setaffinity(0, sizeof *before, before); }
+#else
+typedef int cpu_set_t;
+static bool stay_on_core(int thread, int num_threads, cpu_set_t *before) {
+    (void)thread, (void)num_threads, (void)before;
+    return false;
+}
+static void leave_core(const cpu_set_t *before) { (void)before; }
+#endif
 
 static void *run_member(void *argument) {
     member *self = argument;
     pool *p = self->pool;
-    stay_on_core(self->thread, p->num_threads);
+    cpu_set_t before;
+    stay_on_core(self->thread, p->num_threads, &before);
     for (unsigned seen = 0;; seen++) {
         await_change(&p->start, seen, p->num_yields);
         if (p->task == NULL) return NULL;
@@ -164,9 +172,13 @@ void pool_destroy(pool *p) {
 int pool_num_threads(const pool *p) { return p->num_threads; }
 
 void pool_run(pool *p, pool_task *task, void *context) {
+    /* The caller's thread is ours for the length of the task only: its children inherit its place. */
+    cpu_set_t before;
+    bool placed = stay_on_core(0, p->num_threads, &before);
     p->task = task;
     p->context = context;
     if (p->num_threads > 1) change(&p->start);
     task(context, 0);
     pool_barrier(p);
+    if (placed) leave_core(&before);
 }
