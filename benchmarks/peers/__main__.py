@@ -25,11 +25,11 @@ from tokenizers import Tokenizer
 from benchmarks.peers.closed_loop import speller
 from benchmarks.peers.install import install, is_installed, missing_extras
 from benchmarks.peers.loads import LOADS, quick
-from benchmarks.peers.machine import Machine, this_machine
 from benchmarks.peers.peers import PEERS, SPLITFUSE
 from benchmarks.peers.recipe import Peer, Places
 from benchmarks.peers.report import render, write_json
 from benchmarks.peers.rounds import Course, Visit, visit
+from splitfuse.bench.machine import Machine, this_machine
 from splitfuse.cache import cache_dir
 from splitfuse.models import resolve_model
 

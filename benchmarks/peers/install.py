@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from benchmarks.peers.recipe import Peer, Places, Step
+from splitfuse.bench.server_process import last_line
 
 Say = Callable[[str], None]
 
@@ -58,8 +59,3 @@ def _run_all(commands: list[list[str]], log: Path) -> str | None:
             if done.returncode:
                 return f"{command[0]} ended with {done.returncode}: {last_line(log)}"
     return None
-
-
-def last_line(log: Path) -> str:
-    lines = log.read_text(errors="replace").strip().splitlines()
-    return lines[-1].strip() if lines else "it said nothing"

@@ -7,6 +7,10 @@ helps anybody. The same load in the same round is the same for every server.
 import random
 from dataclasses import dataclass, replace
 
+from common.workload.lengths import Lengths
+from common.workload.timeline import RequestShape
+from splitfuse.bench.prompts import IdPrompts
+
 
 @dataclass(frozen=True)
 class Load:
@@ -24,6 +28,10 @@ class Ask:
 
     prompt: tuple[int, ...]  # token ids
     output_tokens: int
+
+    @property
+    def shape(self) -> RequestShape:
+        return RequestShape(len(self.prompt), self.output_tokens)
 
 
 LOADS = {
@@ -47,17 +55,10 @@ def quick(load: Load) -> Load:
 def make_asks(load: Load, round_number: int, vocab_size: int) -> list[Ask]:
     """The requests of `load` in this round, in the order in which clients take them."""
     draw = random.Random(f"{load.name} {round_number}")
+    lengths = Lengths(load.prompt_tokens, load.output_tokens, "uniform", load.spread)
+    shapes = [lengths.draw(draw) for _ in range(load.requests)]
+    prompts = IdPrompts(vocab_size)
     return [
-        Ask(
-            prompt=tuple(
-                draw.randrange(vocab_size)
-                for _ in range(_length(draw, load.prompt_tokens, load.spread))
-            ),
-            output_tokens=_length(draw, load.output_tokens, load.spread),
-        )
-        for _ in range(load.requests)
+        Ask(tuple(prompts.make(shape.num_prompt_tokens, draw)), shape.num_output_tokens)
+        for shape in shapes
     ]
-
-
-def _length(draw: random.Random, mean: int, spread: float) -> int:
-    return draw.randint(round(mean * (1 - spread)), round(mean * (1 + spread)))

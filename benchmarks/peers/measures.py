@@ -2,10 +2,10 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from statistics import median
 
-from benchmarks.peers.sse_client import Answer
+from common.workload.measures import Percentiles, has_finished, summarize
+from common.workload.timeline import Timeline
 
 FOREIGN_LIMIT = 0.03  # share of the cores; above it a number is a few per cent too slow
 PIECE_LIMIT = 1.02  # tokens per piece of text; above it gaps look longer than tokens take
@@ -31,29 +31,28 @@ class Measures:
 
 
 def measure(
-    answers: Sequence[Answer], failed: int, foreign_cpu_share: float, client_cpu_share: float
+    timelines: Sequence[Timeline], foreign_cpu_share: float, client_cpu_share: float
 ) -> Measures:
-    """Sum up the answers of one load; there is at least one.
+    """Sum up one load; at least one request of it was answered.
 
     Throughput counts from the first request sent to the last token received, the slack at the
     end included, as a closed loop of so many requests has it.
     """
-    wall_s = max(a.ended for a in answers) - min(a.began for a in answers)
-    output = sum(a.output_tokens for a in answers)
-    ttfts = [a.text_at[0] - a.began for a in answers]
-    gaps = [after - before for a in answers for before, after in pairwise(a.text_at)] or [0.0]
+    summary = summarize(timelines)
+    none = Percentiles(0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
+    ttft, gap = summary.ttft_s or none, summary.tbt_s or none
     return Measures(
-        requests_per_s=len(answers) / wall_s,
-        tokens_per_s=(output + sum(a.prompt_tokens for a in answers)) / wall_s,
-        output_tokens_per_s=output / wall_s,
-        decode_tokens_per_s=median(map(decode_rate, answers)),
-        ttft_ms_p50=1e3 * percentile(ttfts, 0.5),
-        ttft_ms_p99=1e3 * percentile(ttfts, 0.99),
-        gap_ms_p50=1e3 * percentile(gaps, 0.5),
-        gap_ms_p99=1e3 * percentile(gaps, 0.99),
-        gap_ms_worst=1e3 * max(gaps),
-        tokens_per_piece=output / sum(len(a.text_at) for a in answers),
-        failed=failed,
+        requests_per_s=summary.requests_per_s,
+        tokens_per_s=summary.total_tokens_per_s,
+        output_tokens_per_s=summary.output_tokens_per_s,
+        decode_tokens_per_s=median(decode_rate(t) for t in timelines if has_finished(t)),
+        ttft_ms_p50=1e3 * ttft.p50,
+        ttft_ms_p99=1e3 * ttft.p99,
+        gap_ms_p50=1e3 * gap.p50,
+        gap_ms_p99=1e3 * gap.p99,
+        gap_ms_worst=1e3 * gap.max,
+        tokens_per_piece=summary.tokens_per_piece,
+        failed=summary.num_failed,
         foreign_cpu_share=foreign_cpu_share,
         client_cpu_share=client_cpu_share,
     )
@@ -71,16 +70,7 @@ def doubts(measures: Measures) -> list[str]:
     return found
 
 
-def decode_rate(answer: Answer) -> float:
+def decode_rate(timeline: Timeline) -> float:
     """Tokens per second after the first; 0 if there is nothing after it."""
-    duration_s = answer.ended - answer.text_at[0]
-    return (answer.output_tokens - 1) / duration_s if duration_s > 0 else 0.0
-
-
-def percentile(values: Sequence[float], share: float) -> float:
-    """The value below which `share` of them lie, linear between neighbours; one value at least."""
-    ordered = sorted(values)
-    place = share * (len(ordered) - 1)
-    below = int(place)
-    above = min(below + 1, len(ordered) - 1)
-    return ordered[below] + (place - below) * (ordered[above] - ordered[below])
+    duration_s = timeline.latency_s - timeline.ttft_s
+    return (timeline.num_output_tokens - 1) / duration_s if duration_s > 0 else 0.0

@@ -48,7 +48,7 @@ def visit(
             course.say(f"round {round_number} {peer.name}: ready after {server.startup_s:.1f} s")
             result.greedy_text = greedy_text(server)
             result.first_answer_s = time.monotonic() - server.began
-            _take_loads(server, places, course, result)
+            _take_loads(server, course, result)
             server.tree.look()
             result.peak_rss_mb = server.tree.peak_rss_bytes / 1e6
     except ServerFailed as failure:
@@ -57,13 +57,13 @@ def visit(
     return result
 
 
-def _take_loads(server: Server, places: Places, course: Course, result: Visit) -> None:
+def _take_loads(server: Server, course: Course, result: Visit) -> None:
     number = result.round_number
     for load in (WARM_UP, *course.loads):
         if load is not WARM_UP and load.name not in server.peer.loads:
             continue
         asks = make_asks(load, number, course.vocab_size)
-        measures = run_load(server, load, asks, places.cores, course.spell)
+        measures = run_load(server, load, asks, course.spell)
         if load is not WARM_UP:
             result.loads[load.name] = measures
             where = f"round {number} {server.peer.name}: {load.name}"

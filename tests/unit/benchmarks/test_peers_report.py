@@ -3,10 +3,10 @@ from dataclasses import replace
 from benchmarks.peers.measures import measure
 from benchmarks.peers.report import remarks, render
 from benchmarks.peers.rounds import Visit
-from benchmarks.peers.sse_client import Answer
+from common.workload.timeline import RequestShape, Timeline
 
-ANSWER = Answer(0.0, text_at=[0.5, 0.6], prompt_tokens=8, output_tokens=2)
-SOUND = measure([ANSWER], failed=0, foreign_cpu_share=0.01, client_cpu_share=0.01)
+ANSWERED = Timeline(RequestShape(8, 2), 0.0, [0.5, 0.6], num_output_tokens=2)
+SOUND = measure([ANSWERED], foreign_cpu_share=0.01, client_cpu_share=0.01)
 
 
 def a_visit(server: str, round_number: int = 1, **loads: object) -> Visit:

@@ -1,4 +1,4 @@
-"""What of this machine all servers get: the cores, and the precision they compute in."""
+"""What of this machine servers get: the cores, and the precision that is best here."""
 
 import os
 import platform
@@ -8,14 +8,17 @@ from pathlib import Path
 CPUINFO = Path("/proc/cpuinfo")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Machine:
+    """As far as a result depends on it."""
+
     cpu: str
-    cores: tuple[int, ...]  # that this process may use; every server inherits them
-    precision: str  # bfloat16 | float32, of all servers alike
+    cores: tuple[int, ...]  #: that this process may use; every server inherits them
+    precision: str  #: bfloat16 | float32, the faster one
 
 
 def this_machine() -> Machine:
+    """The machine that this process runs on."""
     cpuinfo = CPUINFO.read_text() if CPUINFO.exists() else ""
     return Machine(
         cpu=field_of(cpuinfo, "model name") or platform.processor() or platform.machine(),

@@ -3,7 +3,7 @@ import sys
 
 import psutil
 
-from benchmarks.peers.process_tree import ProcessTree
+from splitfuse.bench.process_tree import ProcessTree
 
 # It ignores SIGTERM, and ends after a minute should the test fail.
 CHILD = """
