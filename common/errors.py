@@ -4,6 +4,7 @@
     ├── ConfigError          a flag, variable or file is unusable        process exits with 2
     ├── StartupError         the service cannot come up                  process exits with 3
     ├── ProtocolError        a peer's fault: its message is dropped, it is named in the log
+    ├── RecordError          a record of what the scheduler did cannot be made or read
     ├── InvalidTransition    our fault: a request moved between states that are not connected
     └── RequestError         one request's fault or fate, carries a `FailureCode`
 
@@ -37,6 +38,10 @@ class ProtocolError(SplitfuseError):
     def __init__(self, message: str, reason: str = "invalid") -> None:
         super().__init__(message)
         self.reason = reason
+
+
+class RecordError(SplitfuseError):
+    """A record of what the scheduler did, or the state in it, cannot be made or read."""
 
 
 class InvalidTransition(SplitfuseError):
