@@ -178,6 +178,7 @@ class TokenizeRequest(Message, frozen=True, tag=10):
     # Fields of `sampling` that the client did not give: the model's generation_config.json may
     # replace their values.
     defaulted: tuple[str, ...] = ()
+    target_tbt_ms: float | None = None  # > 0; time between tokens that the client asks for (P99)
 
 
 class TokenLogprob(Part, frozen=True):
@@ -249,6 +250,18 @@ class GenerateRequest(Message, frozen=True, tag=30):
     output_ids: bytes = b""  # already emitted, when a request is re-sent
     priority: int = 0
     tenant: str = ""
+    target_tbt_ms: float | None = None  # > 0; tightens the scheduler's own
+
+
+class StepTiming(Part, frozen=True):
+    """How long a pass took on the device. The counts are those of `StepShape`, over all chunks."""
+
+    num_tokens: int
+    num_context_tokens: int
+    num_attended_tokens: int
+    num_sequences: int
+    num_logits: int
+    step_ns: int
 
 
 class WorkerJoin(Message, frozen=True, tag=31):
@@ -263,6 +276,7 @@ class WorkerJoin(Message, frozen=True, tag=31):
     max_model_len: int
     vocab_size: int
     max_num_seqs: int  # sequences that its token buffers can hold
+    calibration: tuple[StepTiming, ...] = ()  # passes it measured before; empty: none
 
 
 class SampledToken(Part, frozen=True):

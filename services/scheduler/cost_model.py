@@ -6,22 +6,27 @@ compares every token with its context. So its time is close to linear in the fea
 tokens bends where reading weights no longer hides the arithmetic, so tokens count by segments.
 
 The fit is recursive least squares with forgetting, in its information form: the model keeps the
-normal equations of weighted, decaying observations and solves them again after each. Nothing is
-inverted, so nothing drifts over any number of updates, and three things come cheaply:
+normal equations of weighted, decaying observations and improves their solution after each. Nothing
+is inverted, so nothing drifts over any number of updates, and three things come cheaply:
 
 - Coefficients stay >= 0 (projected Gauss-Seidel), so more work never costs less.
-- What was calibrated does not decay with the rest. Shapes that no longer occur are still predicted
-  from there, and a direction without observations cannot wind up (Parkum, Poulsen, Holst 1992,
-  "Recursive forgetting algorithms", on why plain exponential forgetting does).
-- Residuals are relative and clipped at a learned scale (Huber 1964), so a pass that was ten times
-  too slow because the machine was busy counts like one that was slightly slow.
+- What was calibrated does not decay with the rest; only its level follows, at the pace of the
+  passes that run. So shapes that no longer occur are still predicted, and directions without
+  observations do not wind up, as they do under plain exponential forgetting (Parkum, Poulsen and
+  Holst 1992, "Recursive forgetting algorithms").
+- Residuals are relative, and clipped at a scale that is learned (Huber 1964, "Robust estimation of
+  a location parameter"): a pass that took ten times too long because the machine was busy counts
+  like one that was a little slow.
 """
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from math import exp
 from operator import mul
 from typing import Final, Self, TypeAlias
+
+from common.messages import StepTiming
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,19 +45,24 @@ class StepShape:
 Features: TypeAlias = tuple[float, ...]
 
 #: tokens at which the time of one more may change; between two it has a slope of its own
-TOKEN_KNOTS: Final = (8, 32, 128, 512)
+TOKEN_KNOTS: Final = (8, 32, 128, 512, 2048)
 _SEGMENTS: Final = tuple(pairwise((0, *TOKEN_KNOTS, 2**62)))
+_SLOPES: Final = slice(1, 1 + len(_SEGMENTS))  # where the features of the segments are
 NUM_FEATURES: Final = len(_SEGMENTS) + 6
-FORGETTING: Final = 0.995  # what an observation weighs after one more: a memory of 200 passes
+MEMORY: Final = 200  # passes after which an observation weighs 1/e of a fresh one
+DECAY_EVERY: Final = 8  # passes; decaying after each would take as long as all else
+FORGETTING: Final = exp(-DECAY_EVERY / MEMORY)
 PRIOR_WEIGHT: Final = 20.0  # passes that the whole calibration weighs, for ever
+COUPLING: Final = 1e-4  # of a pass: how strongly slopes of neighbouring segments are held together
 CLIP_SCALES: Final = 3.0  # mean absolute residuals beyond which a residual is clipped
 MIN_SCALE: Final = 0.005  # of relative residuals: clocks and caches alone make as much
-GAIN: Final = 0.05  # how fast the scale and the mean errors follow: the last 20 passes
-SLOW_QUANTILE: Final = 0.99
-SLOW_GAIN: Final = 0.02  # step of the quantile's estimate, in units of predicted time
+GAIN: Final = 0.05  # how fast scale, pace and mean errors follow: the last 20 passes
 MIN_STEP_MS: Final = 1e-3  # no pass is predicted to be faster
 MAX_STEP_MS: Final = 1e6  # no pass is observed to be slower
-FIT_SWEEPS: Final = 2000  # of Gauss-Seidel at most, when all observations are there at once
+MAX_TIMINGS: Final = 1024  # of one worker; more are not looked at
+MAX_COUNT: Final = 2**40  # of anything in a pass
+FIT_ROUNDS: Final = 4  # of a calibration, each with residuals clipped at the scale of the last
+FIT_SWEEPS: Final = 300  # of Gauss-Seidel at most in each round
 FIT_TOLERANCE: Final = 1e-9  # a sweep that changes no coefficient by more, relatively, is the last
 TINY: Final = 1e-30  # information below this determines nothing
 
@@ -78,13 +88,14 @@ class CostModel:
         "_coefficients",
         "_moments",
         "_normal",
+        "_pace",
+        "_prior_coefficients",
         "_prior_moments",
         "_prior_normal",
         "_scale",
         "bias",
         "num_observations",
         "relative_error",
-        "slow_ratio",
     )
 
     def __init__(self) -> None:
@@ -93,17 +104,17 @@ class CostModel:
         #: over observations, the weighted sum of features times features, [i][j]; symmetric
         self._normal = [list(zeros) for _ in zeros]
         self._moments = list(zeros)  #: over observations, the weighted sum of features times ms
-        #: what the two decay towards, times 1 - FORGETTING
+        #: what the two decay towards, the moments times the pace
         self._prior_normal = [list(zeros) for _ in zeros]
         self._prior_moments = list(zeros)
+        self._prior_coefficients = list(zeros)  #: those of the calibration
+        self._pace = 1.0  #: exponential mean of time, relative to what the calibration predicts
         self._scale = 1.0  #: exponential mean of clipped |measured / predicted - 1|
         self.num_observations = 0  #: passes learned from, calibration included
         #: exponential mean of |measured - predicted| / predicted; each counts for 1 at most
         self.relative_error = 0.0
         #: the same with its sign; > 0: predictions are too low
         self.bias = 0.0
-        #: 99 of 100 passes take at most so many times what was predicted, >= 1
-        self.slow_ratio = 1.0
 
     @classmethod
     def from_observations(cls, observations: Iterable[tuple[StepShape, float]]) -> Self:
@@ -119,6 +130,15 @@ class CostModel:
             model._coefficients[0] = min(ms for _, ms in rows)
             model._settle(rows)
         return model
+
+    @classmethod
+    def from_timings(cls, timings: Sequence[StepTiming]) -> Self:
+        """Fit to what a worker says that it measured; of passes that cannot be, nothing is used."""
+        return cls.from_observations(
+            (_shape_of(timing), timing.step_ns / 1e6)
+            for timing in timings[:MAX_TIMINGS]
+            if _is_possible(timing)
+        )
 
     @classmethod
     def from_coefficients(cls, coefficients: Sequence[float]) -> Self:
@@ -137,8 +157,13 @@ class CostModel:
                 f"coefficients must be in [0, {MAX_STEP_MS:g}) and not all 0: {coefficients}"
             )
         model = cls()
-        model._coefficients = [float(c) for c in coefficients]
+        exact = tuple(map(float, coefficients))
+        model._coefficients = list(exact)
         model._settle([(_features(s), model.predict_ms(s)) for s in _REFERENCE_SHAPES])
+        # The fit comes close, but coupled slopes and finite sweeps keep it from being equal.
+        model._coefficients, model._prior_coefficients = list(exact), list(exact)
+        model._moments = [_dot(row, exact) for row in model._normal]
+        model._prior_moments = list(model._moments)
         return model
 
     def to_coefficients(self) -> tuple[float, ...]:
@@ -147,7 +172,7 @@ class CostModel:
 
     def predict_ms(self, shape: StepShape) -> float:
         """Milliseconds that a pass of this shape is expected to take, > 0."""
-        return max(sum(map(mul, self._coefficients, _features(shape))), MIN_STEP_MS)
+        return self._predict(_features(shape))
 
     def observe(self, shape: StepShape, step_ms: float) -> None:
         """Learn from a pass that took `step_ms` milliseconds on its device."""
@@ -155,12 +180,17 @@ class CostModel:
         if not self.num_observations:
             self._coefficients[0] = measured
         features = _features(shape)
-        predicted = max(sum(map(mul, self._coefficients, features)), MIN_STEP_MS)
+        predicted = self._predict(features)
+        if not self.num_observations:
+            self._couple(features, predicted)
+            self._prior_normal = [list(row) for row in self._normal]
         residual = measured / predicted - 1.0
-        limit = CLIP_SCALES * self._scale
-        clipped = min(max(residual, -limit), limit)
+        clipped = _clip(residual, self._scale)
         self._track(residual, clipped)
-        self._add(features, predicted * (1.0 + clipped), FORGETTING)
+        self._follow_pace(features, predicted * (1.0 + clipped))
+        if self.num_observations % DECAY_EVERY == 0:
+            self._decay()
+        self._add(features, predicted * (1.0 + clipped), predicted)
         self._sweep()
 
     def _track(self, residual: float, clipped: float) -> None:
@@ -170,21 +200,50 @@ class CostModel:
         bounded = min(residual, 1.0)
         self.relative_error += GAIN * (abs(bounded) - self.relative_error)
         self.bias += GAIN * (bounded - self.bias)
-        is_slower = 1.0 + residual > self.slow_ratio
-        self.slow_ratio += SLOW_GAIN * (SLOW_QUANTILE if is_slower else SLOW_QUANTILE - 1.0)
-        self.slow_ratio = max(self.slow_ratio, 1.0)
 
-    def _add(self, features: Features, ms: float, decay: float) -> None:
-        """Take one observation in. Its weight makes residuals relative to its time."""
-        weight = 1.0 / (ms * ms)
-        moments, prior_moments = self._moments, self._prior_moments
-        for index, (row, prior) in enumerate(zip(self._normal, self._prior_normal, strict=True)):
-            scaled = weight * features[index]
+    def _predict(self, features: Features) -> float:
+        return max(_dot(self._coefficients, features), MIN_STEP_MS)
+
+    def _follow_pace(self, features: Features, ms: float) -> None:
+        calibrated = _dot(self._prior_coefficients, features)
+        if calibrated > 0.0:
+            self._pace += GAIN * (ms / calibrated - self._pace)
+
+    def _decay(self) -> None:
+        rest = 1.0 - FORGETTING
+        for row, prior in zip(self._normal, self._prior_normal, strict=True):
             row[:] = [
-                decay * value + fixed + scaled * feature
-                for value, fixed, feature in zip(row, prior, features, strict=True)
+                FORGETTING * value + rest * fixed for value, fixed in zip(row, prior, strict=True)
             ]
-            moments[index] = decay * moments[index] + prior_moments[index] + scaled * ms
+        rest *= self._pace
+        self._moments = [
+            FORGETTING * value + rest * fixed
+            for value, fixed in zip(self._moments, self._prior_moments, strict=True)
+        ]
+
+    def _add(self, features: Features, ms: float, predicted: float) -> None:
+        """Take an observation in, weighted so that residuals are relative to what is predicted."""
+        weight = 1.0 / (predicted * predicted)
+        normal, moments = self._normal, self._moments
+        for index, feature in enumerate(features):
+            if feature:
+                scaled = weight * feature
+                row = normal[index]
+                row[:] = [v + scaled * f for v, f in zip(row, features, strict=True)]
+                moments[index] += scaled * ms
+
+    def _couple(self, features: Features, ms: float) -> None:
+        """Let a segment of tokens that no pass reaches go on with the slope of the one before.
+
+        Adds COUPLING of a pass's information about the difference of each two neighbours.
+        """
+        strength = COUPLING * (sum(features[_SLOPES]) / ms) ** 2
+        for index in range(_SLOPES.start, _SLOPES.stop - 1):
+            row, after = self._normal[index], self._normal[index + 1]
+            row[index] += strength
+            row[index + 1] -= strength
+            after[index] -= strength
+            after[index + 1] += strength
 
     def _sweep(self) -> float:
         """One pass of projected Gauss-Seidel; returns the largest relative change."""
@@ -194,7 +253,7 @@ class CostModel:
             if diagonal <= TINY:
                 continue
             before = coefficients[index]
-            gradient = moments[index] - sum(map(mul, row, coefficients))
+            gradient = moments[index] - _dot(row, coefficients)
             after = max(0.0, before + gradient / diagonal)
             coefficients[index] = after
             change = max(change, abs(after - before) / (before + TINY))
@@ -202,18 +261,64 @@ class CostModel:
 
     def _settle(self, rows: Sequence[tuple[Features, float]]) -> None:
         """Fit to these, and make them what later observations decay towards."""
+        trusted = [ms for _, ms in rows]
+        for _ in range(FIT_ROUNDS):
+            self._solve(list(zip((features for features, _ in rows), trusted, strict=True)))
+            residuals = [ms / self._predict(features) - 1.0 for features, ms in rows]
+            scale = max(MIN_SCALE, sorted(map(abs, residuals))[len(rows) // 2])
+            trusted = [
+                self._predict(features) * (1.0 + _clip(residual, scale))
+                for (features, _), residual in zip(rows, residuals, strict=True)
+            ]
+        self._prior_normal = [list(row) for row in self._normal]
+        self._prior_moments = list(self._moments)
+        self._prior_coefficients = list(self._coefficients)
+        self._scale = scale
+        self.num_observations = len(rows)
+
+    def _solve(self, rows: Sequence[tuple[Features, float]]) -> None:
+        """The coefficients that fit these alone, together as many passes as PRIOR_WEIGHT."""
+        self._normal = [[0.0] * NUM_FEATURES for _ in range(NUM_FEATURES)]
+        self._moments = [0.0] * NUM_FEATURES
         for features, ms in rows:
-            self._add(features, ms, 1.0)
+            self._add(features, ms, ms)
+            self._couple(features, ms)
         share = PRIOR_WEIGHT / len(rows)
         self._normal = [[share * value for value in row] for row in self._normal]
         self._moments = [share * value for value in self._moments]
         for _ in range(FIT_SWEEPS):
             if self._sweep() <= FIT_TOLERANCE:
-                break
-        rest = 1.0 - FORGETTING
-        self._prior_normal = [[rest * value for value in row] for row in self._normal]
-        self._prior_moments = [rest * value for value in self._moments]
-        self.num_observations = len(rows)
+                return
+
+
+def _dot(a: Iterable[float], b: Iterable[float]) -> float:
+    return float(sum(map(mul, a, b)))
+
+
+def _clip(residual: float, scale: float) -> float:
+    limit = CLIP_SCALES * scale
+    return min(max(residual, -limit), limit)
+
+
+def _shape_of(timing: StepTiming) -> StepShape:
+    return StepShape(
+        timing.num_tokens,
+        timing.num_context_tokens,
+        timing.num_attended_tokens,
+        timing.num_sequences,
+        timing.num_logits,
+    )
+
+
+def _is_possible(timing: StepTiming) -> bool:
+    """Whether a pass can have this shape and time."""
+    return (
+        0 <= timing.num_logits <= timing.num_sequences <= timing.num_tokens
+        and timing.num_sequences >= 1
+        and timing.num_tokens <= timing.num_context_tokens <= timing.num_attended_tokens
+        and timing.num_attended_tokens <= MAX_COUNT
+        and MIN_STEP_MS <= timing.step_ns / 1e6 <= MAX_STEP_MS
+    )
 
 
 def _features(shape: StepShape) -> Features:
