@@ -70,6 +70,7 @@ class _Wire:
         self._loop = asyncio.get_running_loop()
         self._fd = int(socket.getsockopt(zmq.FD))
         self._poked = False
+        self._may_be_read = False  # as of the last look
         self._loop.add_reader(self._fd, self.poke)
         self.poke()
 
@@ -80,10 +81,11 @@ class _Wire:
 
     def read(self) -> Sequence[bytes] | None:
         """The next message's frames; None if there is none."""
-        try:
-            return self.socket.recv_multipart(zmq.NOBLOCK)
-        except zmq.Again:
+        if not self._may_be_read:
             return None
+        frames = self.socket.recv_multipart(zmq.NOBLOCK)
+        self._look()
+        return frames
 
     def close(self, linger_ms: int) -> None:
         if not self.socket.closed:
@@ -93,8 +95,12 @@ class _Wire:
     def _run(self) -> None:
         self._poked = False
         if not self.socket.closed:
-            self.socket.getsockopt(zmq.EVENTS)  # lets ZeroMQ do its own work, re-arms the edge
+            self._look()
             self._on_ready()
+
+    def _look(self) -> None:
+        """Asking lets ZeroMQ do its own work, re-arms the edge, and is cheaper than a vain read."""
+        self._may_be_read = bool(self.socket.getsockopt(zmq.EVENTS) & zmq.POLLIN)
 
 
 class _Monitor:

@@ -11,7 +11,7 @@ from common.link import PeerUp, Received
 from common.messages import CancelRequest
 from common.transport import Inbox, Outbox
 from tests.support.in_loop import in_loop
-from tests.support.link_end import QUICK, End, EndProcess, a_peer, num_errors, options
+from tests.support.link_end import QUICK, End, EndProcess, a_peer, num_errors, options, wait_until
 
 pytestmark = pytest.mark.mesh
 
@@ -61,6 +61,7 @@ async def test_what_a_killed_peer_had_sent_comes_before_its_loss(tmp_path: Path)
     num_strays = num_errors("no_hello")
     async with await EndProcess.start("outbox", address, GATEWAY, 1.0, 60.0, flood=8300) as victim:
         await victim.line("flooded")
+        await wait_until(lambda: not inbox._may_read)  # the rest is still on its way
         victim.signal(signal.SIGKILL)
     # More than is read ahead for a service that does not receive: the end lies behind the rest.
     await asyncio.sleep(1.5)
