@@ -54,6 +54,7 @@ def _check_address(value: str) -> str:
 
 Address = Annotated[str, AfterValidator(_check_address)]
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Milliseconds = Seconds
 
 
 def _split_list(value: Any) -> Any:
@@ -162,8 +163,18 @@ class SchedulerOptions(BaseModel):
     max_num_batched_tokens: int | None = Field(
         None,
         ge=1,
-        description="tokens per forward pass; default: 128 on CPU, 2048 on a GPU; policies that "
-        "do not cut prompts take at least the longest sequence",
+        description="tokens per forward pass; default: what the worker's measured throughput "
+        "asks for (128 on CPU and 2048 on a GPU until it is measured); with target-tbt-ms, the "
+        "smaller of the two; policies that do not cut prompts take at least the longest sequence",
+    )
+    target_tbt_ms: Milliseconds | None = Field(
+        None,
+        description="time between tokens of a stream that 99 of 100 are to keep: bounds each pass",
+    )
+    target_ttft_ms: Milliseconds | None = Field(
+        None,
+        description="time to first token by which prompts are ordered; default: the prompt's "
+        "tokens / 512 s; gives way where target-tbt-ms cannot be kept beside it",
     )
     max_num_seqs: int = Field(256, ge=1, description="sequences that run at once on one worker")
     partition: Literal["greedy", "balanced"] | None = Field(
@@ -178,11 +189,15 @@ class SchedulerOptions(BaseModel):
 
     @model_validator(mode="after")
     def _only_splitfuse_cuts_prompts(self) -> Self:
-        if self.partition is not None and self.scheduling_policy != "splitfuse":
-            raise ValueError(
-                f"partition ({self.partition}) says how prompts are cut, and scheduling-policy "
-                f"{self.scheduling_policy} does not cut them"
-            )
+        if self.scheduling_policy == "splitfuse":
+            return self
+        for name in ("partition", "target_tbt_ms"):
+            value = getattr(self, name)
+            if value is not None:
+                raise ValueError(
+                    f"{name.replace('_', '-')} ({value}) is about how prompts are cut, and "
+                    f"scheduling-policy {self.scheduling_policy} does not cut them"
+                )
         return self
 
 

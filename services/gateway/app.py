@@ -21,7 +21,12 @@ from common.metrics import exposition
 from services.gateway import metrics
 from services.gateway.generate import GenerateEndpoint
 from services.gateway.http_errors import HttpError
-from services.gateway.http_io import REQUEST_ID_HEADER, request_id_of, send_error
+from services.gateway.http_io import (
+    REQUEST_ID_HEADER,
+    TARGET_TBT_HEADER,
+    request_id_of,
+    send_error,
+)
 from services.gateway.mesh import Mesh
 from services.gateway.streams import ServedModel
 
@@ -40,7 +45,10 @@ def build_app(config: GatewayConfig, mesh: Mesh, clock: Clock) -> Starlette:
                 CORSMiddleware,
                 allow_origins=config.allowed_origins,
                 allow_methods=["GET", "POST", "OPTIONS"],
-                allow_headers=["authorization", "content-type", REQUEST_ID_HEADER],
+                allow_headers=[
+                    *("authorization", "content-type"),
+                    *(REQUEST_ID_HEADER, TARGET_TBT_HEADER),
+                ],
                 expose_headers=[REQUEST_ID_HEADER, "retry-after"],
             )
         )

@@ -29,6 +29,7 @@ from services.gateway.http_io import (
     send_error,
     send_json,
     start_response,
+    target_tbt_ms_of,
     watch_disconnect,
 )
 from services.gateway.mailbox import ClientGone, Mailbox
@@ -66,6 +67,7 @@ class _Record:
     ttft_s: float | None = None  # of streams
     tally: Tally | None = None  # once the body is understood
     user: str | None = None
+    target_tbt_ms: float | None = None  # from its header
 
 
 class GenerateEndpoint:
@@ -82,6 +84,7 @@ class GenerateEndpoint:
         completion_id = _ID_PREFIX[self._kind] + secrets.token_hex(12)
         record = _Record(request_id_of(scope) or completion_id, completion_id, self._clock.now())
         try:
+            record.target_tbt_ms = target_tbt_ms_of(scope)
             body = await read_body(scope, receive, self._config.max_body_bytes)
             await self._generate(self._parse(body), record, receive, send)
         except RequestError as error:
@@ -98,7 +101,7 @@ class GenerateEndpoint:
     ) -> None:
         record.tally = Tally(len(generation.prompts), generation.n)
         record.user = generation.user
-        requests = self._admit(generation, record.completion_id)
+        requests = self._admit(generation, record)
         mailbox = self._mesh.submit(requests, generation.model, self._config.request_timeout_s)
         watcher = asyncio.create_task(watch_disconnect(receive, mailbox))
         try:
@@ -108,7 +111,7 @@ class GenerateEndpoint:
             watcher.cancel()
             self._mesh.release(requests, "client_disconnected")
 
-    def _admit(self, generation: Generation, completion_id: str) -> list[TokenizeRequest]:
+    def _admit(self, generation: Generation, record: _Record) -> list[TokenizeRequest]:
         for name in generation.unknown_fields:
             if _unknown_fields.first(name[:100]):
                 logger.warning("unknown request field ignored", field=name[:100])
@@ -119,7 +122,9 @@ class GenerateEndpoint:
             self._config.max_num_queued_reqs,
             self._mesh.draining,
         )
-        return tokenize_requests(generation, completion_id, secrets.randbits(64))
+        return tokenize_requests(
+            generation, record.completion_id, secrets.randbits(64), record.target_tbt_ms
+        )
 
     async def _answer(
         self, generation: Generation, record: _Record, tally: Tally, mailbox: Mailbox, send: Send

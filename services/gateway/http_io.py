@@ -13,6 +13,8 @@ from services.gateway.http_errors import HttpError
 from services.gateway.mailbox import ClientGone, Mailbox
 
 REQUEST_ID_HEADER = "x-request-id"
+TARGET_TBT_HEADER = "x-target-tbt-ms"
+MAX_TARGET_MS = 3_600_000.0
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._:/+=-]{1,128}")
 
 _encode = msgspec.json.Encoder().encode
@@ -23,6 +25,30 @@ def request_id_of(scope: Scope) -> str | None:
     for name, value in scope["headers"]:
         if name == b"x-request-id":
             return value.decode() if _REQUEST_ID.fullmatch(value) else None
+    return None
+
+
+def target_tbt_ms_of(scope: Scope) -> float | None:
+    """Time between tokens that the client asks for; None if it says nothing.
+
+    Raises:
+        RequestError: INVALID_REQUEST, it is no number of milliseconds in (0, MAX_TARGET_MS].
+    """
+    for name, value in scope["headers"]:
+        if name == TARGET_TBT_HEADER.encode():
+            text = value[:32].decode("latin-1")
+            try:
+                target_ms = float(text)
+            except ValueError:
+                target_ms = 0.0
+            if 0 < target_ms <= MAX_TARGET_MS:
+                return target_ms
+            raise RequestError(
+                FailureCode.INVALID_REQUEST,
+                f"the header {TARGET_TBT_HEADER} is {text!r}; it must be a number of milliseconds "
+                f"greater than 0 and at most {MAX_TARGET_MS:.0f}",
+                TARGET_TBT_HEADER,
+            )
     return None
 
 

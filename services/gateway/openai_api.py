@@ -326,12 +326,16 @@ def _sampling(
 
 
 def tokenize_requests(
-    generation: Generation, completion_id: str, drawn_seed: int
+    generation: Generation,
+    completion_id: str,
+    drawn_seed: int,
+    target_tbt_ms: float | None = None,
 ) -> list[TokenizeRequest]:
     """One request per sequence, in the order of the choices: prompt by prompt, n of each.
 
     With a seed of the client's, choice j of every prompt samples as it would if its prompt had
-    come alone; without one, all sequences differ. `drawn_seed` is in [0, 2**64).
+    come alone; without one, all sequences differ. `drawn_seed` is in [0, 2**64), and
+    `target_tbt_ms` holds for each sequence.
     """
     requests = []
     for prompt_index, prompt in enumerate(generation.prompts):
@@ -351,6 +355,7 @@ def tokenize_requests(
                     priority=generation.priority,
                     tenant=generation.tenant,
                     defaulted=generation.defaulted,
+                    target_tbt_ms=target_tbt_ms,
                 )
             )
     return requests

@@ -30,11 +30,13 @@ from services.scheduler.core import CoreOptions, SchedulerCore
 from services.scheduler.cost_model import CostModel, StepShape
 from services.scheduler.orca import Orca
 from services.scheduler.output_lengths import OutputLengths
+from services.scheduler.pass_budget import PassBudget
 from services.scheduler.planner import Planner
 from services.scheduler.prefill_first import PrefillFirst
 from services.scheduler.prefix_cache import HashChain, PrefixCache
 from services.scheduler.replicas import Replica, Replicas, Step
 from services.scheduler.request import Request, RequestStatus
+from services.scheduler.slow_ratio import SlowRatio
 from services.scheduler.splitfuse import SplitFuse
 from services.scheduler.stats import SchedulerStats
 from services.scheduler.waiting_queue import WaitingQueue
@@ -50,6 +52,7 @@ OBJECTS: Final[tuple[type, ...]] = (
     HashChain,
     Orca,
     OutputLengths,
+    PassBudget,
     Planner,
     PrefillFirst,
     PrefixCache,
@@ -58,6 +61,7 @@ OBJECTS: Final[tuple[type, ...]] = (
     Request,
     SchedulerCore,
     SchedulerStats,
+    SlowRatio,
     SplitFuse,
     Step,
     StepShape,

@@ -14,6 +14,7 @@ from array import array
 from collections import Counter, defaultdict, deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from math import inf
 
 from common.errors import FailureCode
 from common.messages import (
@@ -70,6 +71,8 @@ class CoreOptions:
     max_num_seqs: int  # running at once on one worker
     max_queued_tokens: int | None  # waiting at once; None: no limit
     caching: bool  # share blocks of equal prefixes
+    target_tbt_ms: float | None = None  # P99 of the time between tokens of a stream
+    target_ttft_ms: float | None = None  # of the time to the first token
 
 
 class SchedulerCore:
@@ -175,7 +178,8 @@ class SchedulerCore:
             case WorkerDraining(worker):
                 self._worker_draining(worker, now)
             case Tick():
-                pass
+                for replica in self._replicas:
+                    replica.budget.refresh()
 
     def _plan(self, now: float) -> None:
         """Fill every worker's pipeline.
@@ -209,6 +213,9 @@ class SchedulerCore:
             return
         self._num_arrivals += 1
         request = _new_request(owner, message, self._num_arrivals, now)
+        request.target_tbt_ms = min(
+            _target(self._options.target_tbt_ms), _target(message.target_tbt_ms)
+        )
         self._requests.setdefault(owner, {})[request.request_id] = request
         num_output = request.num_output_tokens
         if num_output and request.ended_by(request.token_ids[-1], num_output - 1):
@@ -372,6 +379,8 @@ class SchedulerCore:
             return
         replica, step = answered
         replica.in_flight.popleft()
+        waited_ms = replica.learn(step, result.step_ns, now)
+        self._stats.num_late_steps += waited_ms > step.limit_ms and not step.void
         self._accept_samples(replica, step, result.sampled, now)
         for fault in result.faults:
             faulty = step.samplers.pop(fault.sequence_id, None)
@@ -485,6 +494,7 @@ class SchedulerCore:
             join,
             max_num_seqs=options.max_num_seqs,
             token_budget=options.token_budget,
+            target_tbt_ms=options.target_tbt_ms,
             policy=options.policy,
             caching=options.caching,
         )
@@ -595,6 +605,11 @@ def _new_request(owner: str, message: GenerateRequest, arrival: int, now: float)
         tenant=message.tenant,
         story=deque([(now, "arrived")], maxlen=STORY_LENGTH),
     )
+
+
+def _target(target_ms: float | None) -> float:
+    """Milliseconds, infinite for no target or one that makes no sense."""
+    return target_ms if target_ms is not None and target_ms > 0 else inf
 
 
 def _delta(

@@ -1,63 +1,25 @@
 """Composes the next step of one worker: memory, decodes and prompts, in the policy's order.
 
-Running sequences come before waiting requests, and the first running one in `Request.order` is
-never preempted. It can take all memory there is, so it ends; and then the next one is first.
-That is why nothing starves and no two requests can preempt each other for ever.
+The first running sequence in `Request.order` is never preempted. It can take all memory there is,
+so it ends; and then the next one is first. That is why nothing starves and no two requests can
+preempt each other for ever: the order is total, and only finitely many come before any request.
 
 A request that does not fit is passed over by smaller ones behind it, but by no more than
 MAX_OVERTAKES of them; from then on nothing behind it starts before it does.
 """
 
-from itertools import islice
-
-from common.messages import Chunk, NewSequence, StepPlan
-from common.token_ids import pack_ids
-from services.scheduler.cost_model import StepShape
+from services.scheduler.draft import Draft
 from services.scheduler.events import SendStep
 from services.scheduler.output_lengths import OutputLengths
+from services.scheduler.pass_budget import MIN_PROMPT_TOKENS
 from services.scheduler.policy import Policy
-from services.scheduler.replicas import MAX_STEPS_IN_FLIGHT, Replica, Replicas, Step
+from services.scheduler.replicas import MAX_STEPS_IN_FLIGHT, Replica, Replicas
 from services.scheduler.request import Request, RequestStatus
 from services.scheduler.stats import SchedulerStats
 
 LOOKAHEAD = 8  # waiting requests that are tried per pass when the first ones do not fit
 MAX_OVERTAKES = 16  # later requests that may start before one that does not fit
 MAX_PREEMPTIONS = 3  # after so many a request is a victim only if there is no other
-
-
-class _Draft:
-    """A plan in the making."""
-
-    __slots__ = (
-        "chunks",
-        "new_sequences",
-        "num_attended_tokens",
-        "num_context_tokens",
-        "num_prompt_tokens",
-        "num_tokens",
-        "queue_times_s",
-        "step",
-    )
-
-    def __init__(self, step_id: int) -> None:
-        self.step = Step(step_id)
-        self.chunks: list[Chunk] = []
-        self.new_sequences: list[NewSequence] = []
-        self.num_tokens = 0
-        self.num_prompt_tokens = 0
-        self.num_context_tokens = 0
-        self.num_attended_tokens = 0
-        self.queue_times_s: list[float] = []
-
-    def shape(self) -> StepShape:
-        """What the chunks so far amount to."""
-        return StepShape(
-            self.num_tokens,
-            self.num_context_tokens,
-            self.num_attended_tokens,
-            len(self.chunks),
-            len(self.step.samplers),
-        )
 
 
 class Planner:
@@ -80,46 +42,50 @@ class Planner:
         """
         if len(replica.in_flight) >= MAX_STEPS_IN_FLIGHT:
             return None
-        draft = _Draft(self._next_step_id)
+        draft = Draft(self._next_step_id, replica)
         if self._policy.decodes_first:
             self._add_decodes(draft, replica, now)
-        if self._continue_prompts(draft, replica):
-            self._start_prompts(draft, replica, now)
+        if self._policy.splits_prompts:
+            draft.limit = replica.budget.limit(draft.num_tokens, draft.step.limit_ms)
+        self._add_prompts(draft, replica, now)
         if not self._policy.decodes_first:
             self._add_decodes(draft, replica, now)
-        if draft.chunks:
+        if not draft.is_empty:
             self._count(draft, replica)
         elif replica.in_flight or not replica.to_drop:
             return None  # else the worker idles: an empty step lets it forget what has ended
-        return self._send(draft, replica)
+        return self._send(draft, replica, now)
 
-    def _send(self, draft: _Draft, replica: Replica) -> SendStep:
-        step = draft.step
+    def _send(self, draft: Draft, replica: Replica, now: float) -> SendStep:
+        step, budget = draft.step, replica.budget
         step.dropped = tuple(replica.to_drop)
         replica.to_drop.clear()
         shape = step.shape = draft.shape()
+        step.predicted_ms = budget.model.predict_ms(shape)
+        step.sent_at = now
+        if step.predicted_ms * budget.slow_ratio.value > step.limit_ms and budget.is_known:
+            self._stats.num_tbt_gave_way_steps += 1
         replica.in_flight.append(step)
         self._next_step_id += 1
-        plan = StepPlan(step.step_id, tuple(draft.chunks), tuple(draft.new_sequences), step.dropped)
-        return SendStep(replica.worker, plan, shape, tuple(draft.queue_times_s))
+        return SendStep(replica.worker, draft.plan(), shape, tuple(draft.queue_times_s))
 
-    def _count(self, draft: _Draft, replica: Replica) -> None:
+    def _count(self, draft: Draft, replica: Replica) -> None:
         stats = self._stats
         stats.num_steps += 1
         stats.num_prompt_tokens += draft.num_prompt_tokens
         if replica.waiting or replica.prefills:
             stats.num_backlog_steps += 1
-            stats.num_full_backlog_steps += draft.num_tokens == replica.token_budget
+            stats.num_full_backlog_steps += draft.is_full
 
     # ── decodes ──────────────────────────────────────────────────────────────────────────────────
 
-    def _add_decodes(self, draft: _Draft, replica: Replica, now: float) -> None:
+    def _add_decodes(self, draft: Draft, replica: Replica, now: float) -> None:
         """As many as the policy wants, once there is memory for all of them."""
-        room = replica.token_budget - draft.num_tokens
+        room = max(draft.limit.tokens, replica.max_num_seqs) - draft.num_tokens
         wanted = self._policy.num_decodes(len(replica.decodes), room, draft.num_prompt_tokens)
-        if replica.num_running and (wanted or not draft.chunks):
+        if replica.num_running and (wanted or draft.is_empty):
             self._secure_memory(replica, now)
-            _add_decode_chunks(draft, replica, wanted)
+            draft.add_decodes(wanted)
 
     # ── memory ───────────────────────────────────────────────────────────────────────────────────
 
@@ -160,39 +126,50 @@ class Planner:
 
     # ── prompts ──────────────────────────────────────────────────────────────────────────────────
 
-    def _continue_prompts(self, draft: _Draft, replica: Replica) -> bool:
+    def _add_prompts(self, draft: Draft, replica: Replica, now: float) -> None:
+        """Chunks of prompts; what waits is first only if it comes before all that has started."""
+        started = sorted(replica.prefills.values(), key=lambda r: r.order)
+        if started:
+            self._start_prompts(draft, replica, now, before=started[0])
+        if self._continue_prompts(draft, replica, started):
+            self._start_prompts(draft, replica, now)
+
+    def _continue_prompts(self, draft: Draft, replica: Replica, prompts: list[Request]) -> bool:
         """Chunks of prompts that have started; False if one of them lacked memory."""
-        if not replica.prefills:
-            return True
         enough = True
-        prompts = sorted(replica.prefills.values(), key=lambda r: r.order)
         for index, request in enumerate(prompts):
-            room = replica.token_budget - draft.num_tokens
+            num_uncomputed = request.num_uncomputed_tokens
+            at_least = 0 if draft.num_prompt_tokens else MIN_PROMPT_TOKENS
+            room = draft.room(request.num_computed_tokens, num_uncomputed, at_least)
             if room <= 0:
                 break
             wanted = self._policy.num_prompt_tokens(
-                request.num_uncomputed_tokens,
+                num_uncomputed,
                 room,
                 others_wait=index + 1 < len(prompts) or bool(replica.waiting),
             )
             num_tokens = min(wanted, replica.free_room(request))
             enough = enough and num_tokens == wanted
             if num_tokens:
-                _add_prompt_chunk(draft, replica, request, num_tokens)
+                draft.add_prompt_chunk(request, num_tokens)
         return enough
 
-    def _start_prompts(self, draft: _Draft, replica: Replica, now: float) -> None:
-        """Start waiting requests while there is room for their first chunk."""
+    def _start_prompts(
+        self, draft: Draft, replica: Replica, now: float, before: Request | None = None
+    ) -> None:
+        """Start waiting requests, those that come before another, while there is room for them."""
         if replica.draining:
             return
         passed_over: list[Request] = []
         while (
-            draft.num_tokens < replica.token_budget
+            not draft.is_full
             and replica.num_running < replica.max_num_seqs
             and replica.pool.num_available
             and len(passed_over) < LOOKAHEAD
         ):
             request = replica.waiting.peek()
+            if before is not None and (request is None or request.order > before.order):
+                break
             if request is None:
                 request = None if passed_over else self._replicas.steal(replica)
                 if request is None:
@@ -209,16 +186,18 @@ class Planner:
             replica.waiting.push(request)
 
     def _try_start(
-        self, draft: _Draft, replica: Replica, request: Request, passed_over: bool, now: float
+        self, draft: Draft, replica: Replica, request: Request, passed_over: bool, now: float
     ) -> bool:
         """Start the request if its chunk has memory now, and its end is predicted to have it."""
         block_size, pool = replica.block_size, replica.pool
         hits = replica.cached_blocks(request)
         num_cached = len(hits) * block_size
+        num_uncomputed = len(request.token_ids) - num_cached
+        room = self._room_to_start(draft, replica, num_cached, num_uncomputed)
+        if room <= 0:
+            return False
         num_tokens = self._policy.num_prompt_tokens(
-            len(request.token_ids) - num_cached,
-            replica.token_budget - draft.num_tokens,
-            others_wait=passed_over or len(replica.waiting) > 1,
+            num_uncomputed, room, others_wait=passed_over or len(replica.waiting) > 1
         )
         if not num_tokens:
             return False
@@ -235,11 +214,21 @@ class Planner:
         request.growth_blocks = growth - num_idle_hits
         replica.growth_blocks += request.growth_blocks
         self._introduce(draft, replica, request, hits, now)
-        _add_prompt_chunk(draft, replica, request, num_tokens)
+        draft.add_prompt_chunk(request, num_tokens)
         return True
 
+    def _room_to_start(
+        self, draft: Draft, replica: Replica, num_cached: int, num_uncomputed: int
+    ) -> int:
+        """Tokens of a waiting prompt that the pass has room for; see `pass_budget` on targets."""
+        is_first = not draft.num_prompt_tokens
+        must_start = is_first and not replica.budget.can_keep(draft.limit.ms)
+        room = draft.room(num_cached, num_uncomputed, MIN_PROMPT_TOKENS if must_start else 0)
+        self._stats.num_ttft_gave_way_steps += is_first and room <= 0
+        return room
+
     def _introduce(
-        self, draft: _Draft, replica: Replica, request: Request, hits: list[int], now: float
+        self, draft: Draft, replica: Replica, request: Request, hits: list[int], now: float
     ) -> None:
         """Make the request a sequence of the worker that has the KV of `hits` already."""
         request.move(RequestStatus.RUNNING, now, f"started on {replica.worker}")
@@ -254,16 +243,7 @@ class Planner:
             self._stats.num_cache_query_tokens += request.num_prompt_tokens
             self._stats.num_cache_hit_tokens += request.num_cached_tokens
         replica.prefills[sequence_id] = request
-        draft.new_sequences.append(
-            NewSequence(
-                sequence_id,
-                pack_ids(request.token_ids),
-                request.num_prompt_tokens,
-                request.num_computed_tokens,
-                pack_ids(hits),
-                request.sampling,
-            )
-        )
+        draft.introduce(sequence_id, request)
 
     def _predicted_tokens(self, replica: Replica, request: Request) -> int:
         """Length that the request is expected to reach.
@@ -273,52 +253,6 @@ class Planner:
         limit = _max_total_tokens(replica, request)
         num_output = max(self._lengths.expected, request.num_output_tokens + 1)
         return min(limit, request.num_prompt_tokens + num_output)
-
-
-def _add_decode_chunks(draft: _Draft, replica: Replica, wanted: int) -> None:
-    """One token each; the loop that every step pays for every stream."""
-    block_size = replica.block_size
-    samplers = draft.step.samplers
-    chunks = draft.chunks
-    num_before = len(chunks)
-    num_context_tokens = 0
-    for sequence_id, request in islice(replica.decodes.items(), wanted):
-        computed = request.num_computed_tokens
-        if computed + 1 >= request.max_total_tokens:
-            continue  # its last token is in flight
-        num_context_tokens += computed + 1
-        new_blocks = b"" if computed % block_size else pack_ids(replica.take_blocks(request, 1))
-        chunks.append(Chunk(sequence_id, computed, 1, new_blocks, True))
-        samplers[sequence_id] = request
-        request.num_computed_tokens = computed + 1
-        request.num_pending_tokens += 1
-    draft.num_tokens += len(chunks) - num_before
-    draft.num_context_tokens += num_context_tokens
-    draft.num_attended_tokens += num_context_tokens
-
-
-def _add_prompt_chunk(draft: _Draft, replica: Replica, request: Request, num_tokens: int) -> None:
-    """Put the next tokens of a running request, all of them known, into the draft."""
-    sequence_id = request.sequence_id
-    assert sequence_id is not None  # noqa: S101 - a running request has one
-    start = request.num_computed_tokens
-    end = start + num_tokens
-    num_blocks = -(-end // replica.block_size) - len(request.block_table)
-    new_blocks = pack_ids(replica.take_blocks(request, num_blocks))
-    draft.step.registered += replica.register(request, start, end)
-    request.num_computed_tokens = end
-    sample = end == len(request.token_ids)
-    if sample:
-        request.num_pending_tokens += 1
-        replica.decodes[sequence_id] = replica.prefills.pop(sequence_id)
-        draft.step.samplers[sequence_id] = request
-    else:
-        draft.step.partial.append((sequence_id, request))
-    draft.chunks.append(Chunk(sequence_id, start, num_tokens, new_blocks, sample))
-    draft.num_tokens += num_tokens
-    draft.num_prompt_tokens += num_tokens
-    draft.num_context_tokens += end
-    draft.num_attended_tokens += (start + 1 + end) * num_tokens // 2
 
 
 def _max_total_tokens(replica: Replica, request: Request) -> int:

@@ -8,22 +8,26 @@ that a step in flight fills may be shared by the next.
 from collections import Counter, deque
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
+from math import inf
 
 from common.messages import Limits, WorkerJoin
 from services.scheduler.block_pool import BlockPool
-from services.scheduler.cost_model import StepShape
+from services.scheduler.cost_model import CostModel, StepShape
+from services.scheduler.pass_budget import MIN_PROMPT_TOKENS, PassBudget
 from services.scheduler.policy import Policy
 from services.scheduler.prefix_cache import PrefixCache
 from services.scheduler.request import Request, RequestStatus
 from services.scheduler.waiting_queue import WaitingQueue
+from services.scheduler.work import num_attended, prompts_ms
 
 MAX_STEPS_IN_FLIGHT = 2  # one runs, the next is already there when it ends
 CPU_TOKEN_BUDGET = 128  # more per pass gain a CPU 3 %, and double the gap between tokens
 GPU_TOKEN_BUDGET = 2048
-WHOLE_PROMPT_TOKEN_BUDGET = (
-    2048  # for prompts that are not split, as vLLM 0.2 had it; on any device
-)
+# Tokens per pass when prompts are not split, on any device; as in vLLM 0.2.
+WHOLE_PROMPT_TOKEN_BUDGET = 2048
 MAX_CLAIM = 2**24  # of anything a worker announces; the pool keeps a few words per block
+MS_PER_S = 1e3
+NS_PER_MS = 1e6
 
 
 @dataclass(slots=True, eq=False)
@@ -38,6 +42,9 @@ class Step:
     )  #: blocks named because this step fills them
     dropped: tuple[int, ...] = ()  #: sequence ids that the plan drops
     shape: StepShape | None = None  #: what is in it; None until it is sent
+    predicted_ms: float = 0.0  #: of its time on the device
+    limit_ms: float = inf  #: the tightest target for the time between tokens among its streams
+    sent_at: float = 0.0  #: seconds on the core's clock
     #: a step before it did not run: whatever its answer is, nothing follows from it
     void: bool = False
 
@@ -54,7 +61,8 @@ class Replica:
         worker: its instance id.
         join: what it announced; `unusable` says None of it.
         max_num_seqs: the scheduler's cap on running sequences.
-        token_budget: tokens per pass; None: by the policy and the kind of device.
+        token_budget: tokens per pass; None: as the policy needs, or else found.
+        target_tbt_ms: time between tokens, P99, that passes are to keep; None: none.
         policy: may need passes of a certain size.
         caching: keep and share blocks of equal prefixes.
     """
@@ -66,6 +74,7 @@ class Replica:
         *,
         max_num_seqs: int,
         token_budget: int | None,
+        target_tbt_ms: float | None,
         policy: Policy,
         caching: bool,
     ) -> None:
@@ -75,13 +84,17 @@ class Replica:
         #: tokens of prompt + output that a sequence may reach here
         self.length_limit = min(join.max_model_len, join.num_blocks * join.block_size)
         max_num_seqs = min(max_num_seqs, join.max_num_seqs)
-        self.token_budget = policy.token_budget(
-            token_budget or default_token_budget(join.device, policy),
-            self.length_limit,
-            max_num_seqs,
+        if not policy.splits_prompts:
+            wanted = token_budget or WHOLE_PROMPT_TOKEN_BUDGET
+            token_budget = policy.token_budget(wanted, self.length_limit, max_num_seqs)
+        self.budget = PassBudget(
+            on_cpu=join.device.startswith("cpu"),
+            fixed_tokens=token_budget,
+            target_ms=target_tbt_ms if policy.splits_prompts else None,
+            model=CostModel.from_timings(join.calibration),
         )
         #: every running sequence can decode in every pass
-        self.max_num_seqs = min(max_num_seqs, self.token_budget)
+        self.max_num_seqs = min(max_num_seqs, self.budget.initial_tokens)
         self.pool = BlockPool(join.num_blocks)
         self.cache = PrefixCache(self.pool)
         self._caching = caching
@@ -98,6 +111,7 @@ class Replica:
         self.to_drop: list[int] = []
         self.growth_blocks = 0  #: sum over running sequences of their `growth_blocks`
         self.draining = False  #: takes no requests
+        self.last_result_at = -inf  #: seconds on the core's clock
 
     @property
     def num_running(self) -> int:
@@ -141,6 +155,30 @@ class Replica:
         digests = request.digests(self.block_size, end)
         table = request.block_table
         return [table[i] for i in range(first, last) if self.cache.register(table[i], digests[i])]
+
+    def decodes_shape(self) -> StepShape:
+        """What the decodes of the next pass amount to."""
+        num_decodes = len(self.decodes)
+        context = sum(r.num_computed_tokens for r in self.decodes.values()) + num_decodes
+        return StepShape(num_decodes, context, context, num_decodes, num_decodes)
+
+    def learn(self, step: Step, step_ns: int, now: float) -> float:
+        """Learn what a pass costs from a step that ran, the oldest one in flight until now.
+
+        Returns:
+            Milliseconds that its streams waited for it: since the result before, or since it was
+            sent to a worker that had nothing to do.
+        """
+        elapsed_ms = (now - max(step.sent_at, self.last_result_at)) * MS_PER_S
+        self.last_result_at = now
+        if step.shape is not None and step.shape.num_tokens and step_ns > 0 and not step.void:
+            self.budget.observe(
+                step.shape,
+                predicted_ms=step.predicted_ms,
+                device_ms=step_ns / NS_PER_MS,
+                elapsed_ms=elapsed_ms,
+            )
+        return elapsed_ms
 
     def release(self, request: Request) -> None:
         """Stop running a request here: its blocks are free for the next plan."""
@@ -196,13 +234,6 @@ class Replica:
             raise AssertionError(f"{request.request_id} is not what runs as {sequence_id}")
 
 
-def default_token_budget(device: str, policy: Policy) -> int:
-    """Tokens per pass when nobody has said how many."""
-    if not policy.splits_prompts:
-        return WHOLE_PROMPT_TOKEN_BUDGET
-    return CPU_TOKEN_BUDGET if device.startswith("cpu") else GPU_TOKEN_BUDGET
-
-
 def unusable(join: WorkerJoin, others: Collection[Replica]) -> str | None:
     """Why a worker that joins cannot serve beside the others; None if it can."""
     for name in ("num_blocks", "block_size", "max_model_len", "vocab_size", "max_num_seqs"):
@@ -218,10 +249,24 @@ def unusable(join: WorkerJoin, others: Collection[Replica]) -> str | None:
     return None
 
 
-def backlog(replica: Replica) -> int:
-    """How much work is ahead of a request that is placed here now, in tokens."""
-    prefilling = sum(r.num_uncomputed_tokens for r in replica.prefills.values())
-    return replica.waiting.num_tokens + prefilling + len(replica.decodes)
+def backlog(replica: Replica, *, in_ms: bool, more: int = 0, more_attended: int = 0) -> float:
+    """How much work is ahead of the last prompt here, decodes beside it included.
+
+    Args:
+        in_ms: predicted milliseconds; else tokens.
+        more: tokens to be added, or left out if negative.
+        more_attended: how many tokens these attend to, summed up.
+    """
+    tokens = replica.waiting.num_tokens + more
+    attended = replica.waiting.num_attended + more_attended
+    for request in replica.prefills.values():
+        tokens += request.num_uncomputed_tokens
+        attended += num_attended(request.num_computed_tokens, request.num_uncomputed_tokens)
+    if not in_ms:
+        return tokens + len(replica.decodes)
+    budget = replica.budget
+    room = max(MIN_PROMPT_TOKENS, budget.prompt_tokens - len(replica.decodes))
+    return prompts_ms(budget.model, tokens, attended, room, replica.decodes_shape())
 
 
 class Replicas:
@@ -272,7 +317,8 @@ class Replicas:
         roomy = [r for r in self.accepting() if len(request.token_ids) < r.length_limit]
         if len(roomy) < 2:
             return roomy[0] if roomy else None
-        return min(roomy, key=lambda r: (_cost(r, request), r.num_running))
+        in_ms = self._are_known
+        return min(roomy, key=lambda r: (_end_of(r, request, in_ms=in_ms), r.num_running))
 
     def steal(self, thief: Replica) -> Request | None:
         """Move the first request of the longest queue to a worker that has none waiting.
@@ -282,19 +328,30 @@ class Replicas:
         donors = [r for r in self if r is not thief and len(r.waiting)]
         if not donors or thief.draining:
             return None
-        donor = max(donors, key=backlog)
+        in_ms = self._are_known
+        donor = max(donors, key=lambda r: backlog(r, in_ms=in_ms))
         request = donor.waiting.peek()
         if request is None or len(request.token_ids) >= thief.length_limit:
             return None
-        if _cost(thief, request) >= _cost(donor, request) - len(request.token_ids):
+        if _end_of(thief, request, in_ms=in_ms) >= _end_of(donor, request, in_ms=in_ms):
             return None
         donor.waiting.remove(request)
         request.worker = thief.worker
         thief.waiting.push(request)
         return request
 
+    @property
+    def _are_known(self) -> bool:
+        """Whether time can be predicted on all workers; else tokens are compared."""
+        return all(replica.budget.is_known for replica in self)
 
-def _cost(replica: Replica, request: Request) -> int:
-    """Tokens to compute until the request has its first token here."""
+
+def _end_of(replica: Replica, request: Request, *, in_ms: bool) -> float:
+    """Work until the request has its first token here; all that waits here is ahead of it."""
     cached = len(replica.cached_blocks(request)) * replica.block_size
-    return backlog(replica) + len(request.token_ids) - cached
+    if request in replica.waiting:
+        return backlog(replica, in_ms=in_ms, more=-cached, more_attended=-num_attended(0, cached))
+    uncached = len(request.token_ids) - cached
+    return backlog(
+        replica, in_ms=in_ms, more=uncached, more_attended=num_attended(cached, uncached)
+    )

@@ -13,6 +13,7 @@ from array import array
 from collections import deque
 from dataclasses import dataclass, field
 from enum import Enum
+from math import inf
 from types import MappingProxyType
 
 from common.errors import InvalidTransition
@@ -58,7 +59,8 @@ class Request:
     sampling: SamplingParams
     stop_token_ids: frozenset[int]  #: any of them ends it, once `min_tokens` are out
     priority: int = 0  #: lower runs first; among equals the order of arrival counts
-    tenant: str = ""  #: salt of its hash chains
+    tenant: str = ""  #: salt of its hash chains, and who pays for its time
+    target_tbt_ms: float = inf  #: time between tokens (P99) that it was promised
     status: RequestStatus = RequestStatus.WAITING
     worker: str | None = None  #: that it waits for or runs on; None: no worker can take it now
     #: its name at the worker, fresh for every start; None: results under older names are ignored

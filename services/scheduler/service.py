@@ -203,6 +203,8 @@ def core_options(config: SchedulerConfig) -> CoreOptions:
         max_num_seqs=config.max_num_seqs,
         max_queued_tokens=config.max_queued_tokens,
         caching=config.enable_prefix_caching,
+        target_tbt_ms=config.target_tbt_ms,
+        target_ttft_ms=config.target_ttft_ms,
     )
 
 

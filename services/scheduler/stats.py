@@ -17,7 +17,13 @@ class SchedulerStats:
     num_output_tokens: int = 0  #: accepted from results
     #: steps sent while prompt tokens that were wanted had to stay behind
     num_backlog_steps: int = 0
-    num_full_backlog_steps: int = 0  #: of those, steps that carried exactly the budget
+    num_full_backlog_steps: int = 0  #: of those, steps that had room for no more tokens
+    #: steps sent although they were predicted to exceed a target for the time between tokens
+    num_tbt_gave_way_steps: int = 0
+    #: steps in which no prompt started, for the sake of the time between tokens
+    num_ttft_gave_way_steps: int = 0
+    num_late_steps: int = 0  #: whose tokens came later than a target for the time between them
+    num_late_first_tokens: int = 0  #: that came later than `target_ttft_ms`
     num_preemptions: int = 0
     num_cache_query_tokens: int = 0  #: of requests at their first start
     num_cache_hit_tokens: int = 0

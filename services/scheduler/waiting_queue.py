@@ -8,6 +8,7 @@ import heapq
 from collections.abc import Iterator
 
 from services.scheduler.request import Request
+from services.scheduler.work import num_attended
 
 _SLACK = 64  # dead entries that are not worth a rebuild
 
@@ -20,6 +21,7 @@ class WaitingQueue:
         self._live: dict[int, Request] = {}  # by arrival number
         #: tokens to compute if none of them is cached
         self.num_tokens = 0
+        self.num_attended = 0  #: how many tokens these attend to, summed up
 
     def __len__(self) -> int:
         return len(self._live)
@@ -35,7 +37,7 @@ class WaitingQueue:
         """Add a request that is not in the queue."""
         heapq.heappush(self._heap, request.order)
         self._live[request.arrival] = request
-        self.num_tokens += len(request.token_ids)
+        self._count(len(request.token_ids), 1)
 
     def peek(self) -> Request | None:
         """The first request, None if there is none."""
@@ -47,14 +49,20 @@ class WaitingQueue:
     def remove(self, request: Request) -> None:
         """Take out a request that is in the queue."""
         del self._live[request.arrival]
-        self.num_tokens -= len(request.token_ids)
+        self._count(len(request.token_ids), -1)
         if len(self._heap) > 2 * len(self._live) + _SLACK:
             self._heap = [waiting.order for waiting in self._live.values()]
             heapq.heapify(self._heap)
+
+    def _count(self, num_tokens: int, sign: int) -> None:
+        self.num_tokens += sign * num_tokens
+        self.num_attended += sign * num_attended(0, num_tokens)
 
     def check(self) -> None:
         """Raise AssertionError unless the heap has all live requests and the tokens add up."""
         if not {arrival for _, arrival in self._heap} >= self._live.keys():
             raise AssertionError("a waiting request is not in the heap")
-        if self.num_tokens != sum(len(request.token_ids) for request in self):
+        lengths = [len(request.token_ids) for request in self]
+        attended = sum(num_attended(0, length) for length in lengths)
+        if (self.num_tokens, self.num_attended) != (sum(lengths), attended):
             raise AssertionError("the queue's tokens do not add up")

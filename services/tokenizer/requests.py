@@ -294,6 +294,7 @@ class TokenizerState:
                 output_ids=answer.output_ids,
                 priority=request.message.priority,
                 tenant=request.message.tenant,
+                target_tbt_ms=request.message.target_tbt_ms,
             ),
         )
 

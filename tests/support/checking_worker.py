@@ -6,6 +6,7 @@ that it samples depends on the whole sequence before it and on the seed, and on 
 """
 
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from common.messages import (
@@ -17,6 +18,7 @@ from common.messages import (
     StepPlan,
     StepRejected,
     StepResult,
+    StepTiming,
     WorkerJoin,
 )
 from common.token_ids import unpack_ids
@@ -72,6 +74,9 @@ class CheckingWorker:
     max_model_len: int = 64
     max_num_seqs: int = 8
     device: str = "cpu"
+    #: milliseconds that a pass takes, and what the worker says of it when it joins
+    pass_ms: Callable[[StepPlan], float] = lambda _: 1e-6
+    calibration: tuple[StepTiming, ...] = ()
     plans: deque[StepPlan] = field(default_factory=deque)
     steps: list[StepPlan] = field(default_factory=list)  # that were run
     _kv: dict[int, int] = field(default_factory=dict)
@@ -91,6 +96,7 @@ class CheckingWorker:
             max_model_len=self.max_model_len,
             vocab_size=VOCAB_SIZE,
             max_num_seqs=self.max_num_seqs,
+            calibration=self.calibration,
         )
 
     @property
@@ -140,7 +146,8 @@ class CheckingWorker:
         faults: tuple[SequenceFault, ...] = ()
         if faulty and sampled:
             faults = (SequenceFault(sampled.pop(0).sequence_id, "logits are not finite"),)
-        return StepResult(plan.step_id, tuple(sampled), step_ns=1, faults=faults)
+        step_ns = round(self.pass_ms(plan) * 1e6)
+        return StepResult(plan.step_id, tuple(sampled), step_ns, faults)
 
     def _drop(self, plan: StepPlan) -> None:
         for sequence_id in plan.dropped_sequence_ids:

@@ -49,6 +49,8 @@ def options(
     max_num_seqs: int = 8,
     max_queued_tokens: int | None = None,
     caching: bool = True,
+    target_tbt_ms: float | None = None,
+    target_ttft_ms: float | None = None,
 ) -> CoreOptions:
     return CoreOptions(
         policy=make_policy(policy, partition),
@@ -56,6 +58,8 @@ def options(
         max_num_seqs=max_num_seqs,
         max_queued_tokens=max_queued_tokens,
         caching=caching,
+        target_tbt_ms=target_tbt_ms,
+        target_ttft_ms=target_ttft_ms,
     )
 
 
@@ -70,6 +74,7 @@ def a_request(
     seed: int = 7,
     priority: int = 0,
     tenant: str = TENANT,
+    target_tbt_ms: float | None = None,
 ) -> GenerateRequest:
     """A request; without `eos` only its length ends it."""
     sampling = SamplingParams(
@@ -80,7 +85,13 @@ def a_request(
         stop_token_ids=(EOS,) if eos else (),
     )
     return GenerateRequest(
-        request_id, pack_ids(prompt), sampling, pack_ids(output), priority, tenant
+        request_id,
+        pack_ids(prompt),
+        sampling,
+        pack_ids(output),
+        priority,
+        tenant,
+        target_tbt_ms,
     )
 
 
@@ -214,6 +225,7 @@ class SchedulerMesh:
         if isinstance(result, StepRejected):
             self.handle(StepRefused(name, result))
         else:
+            self.now += result.step_ns / 1e9
             self.handle(StepFinished(name, result))
 
     def reject_step(self, name: str = "w") -> None:

@@ -95,6 +95,12 @@ def test_an_empty_key_protects_nothing_and_is_refused() -> None:
             ["--scheduling-policy", "orca", "--partition", "greedy"],
             r"partition \(greedy\) .*orca does not cut them",
         ),
+        (
+            ["--scheduling-policy", "prefill-first", "--target-tbt-ms", "50"],
+            r"target-tbt-ms \(50.0\) .*prefill-first does not cut them",
+        ),
+        (["--target-tbt-ms", "0"], "--target-tbt-ms: .*greater than 0"),
+        (["--target-ttft-ms", "inf"], "--target-ttft-ms: .*finite"),
         (["--heartbeat-limit-s", "1.5"], r"heartbeat-limit-s \(1.5\) must be at least twice"),
         (["--heartbeat-interval-s", "nan"], "--heartbeat-interval-s: "),
         (["--name", "a b"], "--name: "),

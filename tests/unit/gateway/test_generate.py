@@ -172,6 +172,29 @@ async def test_the_client_gets_its_request_id_back() -> None:
         assert (await odd).headers["x-request-id"].startswith("cmpl-")
 
 
+async def test_a_header_asks_for_a_time_between_tokens() -> None:
+    async with playground() as gateway:
+        await gateway.tokenizer_up()
+        asked = post(gateway, COMPLETION, headers={"x-target-tbt-ms": "37.5"})
+        (request,) = await gateway.requests()
+        gateway.answer(request, "a")
+
+        assert (await asked).status_code == 200
+        assert request.target_tbt_ms == 37.5
+
+
+@pytest.mark.parametrize("value", ["0", "-1", "soon", "nan", "inf", "1e9", ""])
+async def test_a_time_between_tokens_that_cannot_be_is_refused(value: str) -> None:
+    async with playground() as gateway:
+        await gateway.tokenizer_up()
+        response = await post(gateway, COMPLETION, headers={"x-target-tbt-ms": value})
+
+    error = response.json()["error"]
+    assert (response.status_code, error["param"]) == (400, "x-target-tbt-ms")
+    assert f"is {value!r}" in error["message"]
+    assert "at most 3600000" in error["message"]
+
+
 # ── failures ─────────────────────────────────────────────────────────────────────────────────────
 
 

@@ -389,6 +389,12 @@ def test_a_drawn_seed_differs_for_all_sequences() -> None:
     assert len({request.sampling.seed for request in requests}) == 4
 
 
+def test_a_target_for_the_time_between_tokens_holds_for_each_sequence() -> None:
+    requests = tokenize_requests(completion(prompt="a", n=2), "cmpl-1", 99, 40.0)
+
+    assert [request.target_tbt_ms for request in requests] == [40.0, 40.0]
+
+
 @given(st.integers(0, 2**64 - 1), st.integers(0, 127))
 def test_derived_seeds_fit_64_bits(seed: int, index: int) -> None:
     assert 0 <= derive_seed(seed, index) < 2**64

@@ -148,6 +148,21 @@ def test_prompts_run_in_order_of_priority_and_arrival() -> None:
     assert starts == [2, 3, 1]
 
 
+def test_an_urgent_prompt_does_not_wait_for_the_rest_of_a_long_one() -> None:
+    mesh = SchedulerMesh(options(token_budget=10))
+    mesh.join(worker=roomy())
+    long = mesh.arrive(a_request("long", prompt(200, 1), max_tokens=1))
+    mesh.run_step()
+    urgent = mesh.arrive(a_request("urgent", prompt(12, 2), max_tokens=1, priority=-1))
+    while not urgent.over:
+        mesh.run_step()
+
+    # One pass had run and two were in flight when it came; it takes two, of 10 tokens and 2; and
+    # when the last of these has run, two are in flight again.
+    assert len(mesh.sent) == 1 + 2 + 2 + 2
+    assert not long.over
+
+
 @pytest.mark.parametrize(("device", "budget"), [("cpu", 128), ("cuda:1", 2048)])
 def test_the_budget_depends_on_the_device_unless_it_is_given(device: str, budget: int) -> None:
     mesh = SchedulerMesh(options(token_budget=None, partition="greedy"))

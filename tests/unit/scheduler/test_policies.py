@@ -5,8 +5,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from common.messages import StepPlan
+from services.scheduler.pass_budget import CPU_TOKEN_BUDGET
 from services.scheduler.policies import PolicyName, make_policy
-from services.scheduler.replicas import CPU_TOKEN_BUDGET, WHOLE_PROMPT_TOKEN_BUDGET
+from services.scheduler.replicas import WHOLE_PROMPT_TOKEN_BUDGET
 from tests.support.checking_worker import CheckingWorker
 from tests.support.scheduler_mesh import SchedulerMesh, a_request, options
 
@@ -117,7 +118,7 @@ def test_each_policy_has_its_default_budget(policy: PolicyName) -> None:
 
     (replica,) = mesh.core.replicas
     expected = CPU_TOKEN_BUDGET if policy == "splitfuse" else WHOLE_PROMPT_TOKEN_BUDGET
-    assert replica.token_budget == expected
+    assert replica.budget.tokens == expected
 
 
 @pytest.mark.parametrize("policy", WHOLE_PROMPTS)

@@ -114,7 +114,14 @@ class Mesh:
         sampling = sampling or SamplingParams()
         resumed = pack_ids(resume or [])
         request = TokenizeRequest(
-            request_id, TextPrompt(prompt), sampling, text, 3, "tenant", resumed
+            request_id,
+            TextPrompt(prompt),
+            sampling,
+            text,
+            3,
+            "tenant",
+            resumed,
+            target_tbt_ms=40.0,
         )
         self.feed(Received(gateway, request))
         if encode:
@@ -174,6 +181,7 @@ def test_a_request_is_encoded_resolved_and_sent_on() -> None:
         temperature=0.5, max_tokens=100 - len(ids_of("hi")), stop_token_ids=(END,)
     )
     assert (sent.output_ids, sent.priority, sent.tenant) == (b"", 3, "tenant")
+    assert sent.target_tbt_ms == 40.0
 
 
 def test_text_comes_back_under_the_gateways_id_until_the_request_is_over() -> None:

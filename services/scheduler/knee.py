@@ -1,0 +1,43 @@
+"""The size of a pass at the knee of the throughput curve.
+
+Tokens per second rise with the size of a pass, steeply while weights are read for few tokens,
+hardly any more once arithmetic takes longer than that. The knee is where the curve is farthest
+above the line through its ends (Satopää et al., "Finding a Kneedle in a Haystack", 2011).
+"""
+
+from collections.abc import Sequence
+
+from services.scheduler.cost_model import CostModel, StepShape
+
+#: tokens of a pass; more do not raise throughput, and prompts that come in wait longer
+SIZES = (32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048)
+CPU_SIZES = SIZES[: SIZES.index(512) + 1]
+TYPICAL_CONTEXT = 512  # tokens that each token attends to
+
+
+def knee_tokens(model: CostModel, sizes: Sequence[int] = SIZES) -> int:
+    """The knee of throughput over the size of a pass, one of `sizes`.
+
+    Args:
+        model: of the worker.
+        sizes: ascending, at least two. The curve is looked at from the first to the last.
+    """
+    rates = [size / model.predict_ms(_pass_of(size)) for size in sizes]
+    first, last = rates[0], rates[-1]
+    span = sizes[-1] - sizes[0]
+
+    def above_the_line(index: int) -> float:
+        return rates[index] - first - (last - first) * (sizes[index] - sizes[0]) / span
+
+    return sizes[max(range(len(sizes)), key=above_the_line)]
+
+
+def _pass_of(num_tokens: int) -> StepShape:
+    """A chunk whose tokens all see the typical context: only its size differs."""
+    return StepShape(
+        num_tokens=num_tokens,
+        num_context_tokens=TYPICAL_CONTEXT,
+        num_attended_tokens=num_tokens * TYPICAL_CONTEXT,
+        num_sequences=1,
+        num_logits=0,
+    )
