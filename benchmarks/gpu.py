@@ -149,7 +149,7 @@ def random_weights(program: Program, device: torch.device) -> dict[str, Tensor]:
     }
 
 
-def fill_cache(backend: Backend, batch: RaggedBatch) -> None:
+def fill_cache(backend: Backend[Tensor], batch: RaggedBatch) -> None:
     """Compute what the batch expects to be cached: a device's clock follows what it reads."""
     cached = batch.kv_lens - np.diff(batch.cu_seqlens_q)
     for sequence in np.flatnonzero(cached).tolist():

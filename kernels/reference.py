@@ -33,8 +33,8 @@ from kernels.program import (
     RopeStoreKv,
 )
 from kernels.ragged_batch import Int32Array, RaggedBatch
+from kernels.reference_sampler import ReferenceSampler
 from kernels.rope_store_kv import rope_angles, rope_store_kv_reference
-from kernels.sampling import ReferenceSampler
 
 Weight: TypeAlias = Tensor | PackedWeight
 

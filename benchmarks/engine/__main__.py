@@ -16,19 +16,20 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
+import numpy as np
 
 from benchmarks.engine.cases import BLOCK_SIZE, CASES, Case, flop, make_batch, num_bytes
 from benchmarks.engine.machine import Gauge, Machine
 from kernels.backend import Backend
 from kernels.cpu.backend import CpuBackend
 from kernels.cpu.library import CpuLibrary, load_library
+from kernels.host_array import BFLOAT16, Dtype, HostArray
 from kernels.program import Program
 from kernels.ragged_batch import RaggedBatch
-from kernels.reference import ReferenceBackend
-from services.worker.device import num_threads, pick_dtype
+from services.worker.device import CPU, num_threads, pick_dtype
 from services.worker.models.config import ModelConfig
 from services.worker.models.llama import llama
+from services.worker.torch_backends import make_torch_backend
 
 SHAPES = {
     "smollm2-135m": ModelConfig(
@@ -58,19 +59,23 @@ MIN_SECONDS, MIN_REPEATS = 1.5, 5
 
 
 def make_backend(
-    name: str, program: Program, dtype: torch.dtype, library: CpuLibrary, threads: int
-) -> Backend:
-    torch.manual_seed(0)
-    weights = {
-        weight: torch.randn(shape, dtype=dtype) * shape[-1] ** -0.5
-        for weight, shape in program.weights.items()
-    }
+    name: str, program: Program, dtype: Dtype, library: CpuLibrary, threads: int
+) -> Backend[Any]:
+    weights = random_weights(program, dtype)
     if name == "cpu":
-        return CpuBackend(program, weights, library, threads)
-    return ReferenceBackend(program, weights)
+        return CpuBackend(program, weights, dtype, library, threads)
+    return make_torch_backend(False, CPU, program, weights, threads, lambda: None)
 
 
-def time_steps(backend: Backend, batch: RaggedBatch) -> list[float]:
+def random_weights(program: Program, dtype: Dtype) -> dict[str, HostArray]:
+    rng = np.random.default_rng(0)
+    return {
+        name: (rng.standard_normal(shape, np.float32) * shape[-1] ** -0.5).astype(dtype)
+        for name, shape in program.weights.items()
+    }
+
+
+def time_steps(backend: Backend[Any], batch: RaggedBatch) -> list[float]:
     """Seconds of each step, after one that is not counted."""
     backend.run(batch)
     times: list[float] = []
@@ -82,7 +87,7 @@ def time_steps(backend: Backend, batch: RaggedBatch) -> list[float]:
 
 
 def report(
-    program: Program, case: Case, times: list[float], machine: Machine, dtype: torch.dtype
+    program: Program, case: Case, times: list[float], machine: Machine, dtype: Dtype
 ) -> dict[str, Any]:
     floor = machine.floor_s(num_bytes(program, case, dtype.itemsize), flop(program, case))
     median = statistics.median(times)
@@ -101,9 +106,9 @@ def report(
 
 def run(shape: str, options: argparse.Namespace, library: CpuLibrary) -> dict[str, Any]:
     """All cases of a shape; the machine is measured before and after each."""
-    dtype = pick_dtype(options.dtype, torch.device("cpu"), None)
+    dtype = pick_dtype(options.dtype, CPU, None)
     program = llama(SHAPES[shape]).program
-    gauge = Gauge(library.instruction_set, options.threads, dtype == torch.bfloat16)
+    gauge = Gauge(library.instruction_set, options.threads, dtype == BFLOAT16)
     print(f"\n{shape}, {dtype}, {library.instruction_set}, {options.threads} threads")
     lines = []
     for name in options.backend:
@@ -135,7 +140,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--threads", type=int, default=num_threads(None))
     parser.add_argument("--json", type=Path)
     options = parser.parse_args(argv)
-    torch.set_num_threads(options.threads)
     library = load_library(None if options.cpu_isa == "auto" else options.cpu_isa)
     reports = [run(shape, options, library) for shape in options.shapes]
     if options.json:

@@ -14,12 +14,11 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-import torch
-
-from benchmarks.engine.__main__ import SHAPES
+from benchmarks.engine.__main__ import SHAPES, random_weights
 from benchmarks.engine.cases import BLOCK_SIZE, CASES, make_batch
 from kernels.cpu.backend import CpuBackend
 from kernels.cpu.library import load_library
+from kernels.host_array import BFLOAT16
 from services.worker.device import num_threads
 from services.worker.models.llama import llama
 
@@ -55,8 +54,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     program, library = llama(SHAPES["smollm2-135m"]).program, load_library()
     backends = {}
     for count in options.yields:
-        weights = {n: torch.randn(s).bfloat16() * s[-1] ** -0.5 for n, s in program.weights.items()}
-        backends[count] = CpuBackend(program, weights, library, num_threads(None), num_yields=count)
+        weights = random_weights(program, BFLOAT16)
+        backends[count] = CpuBackend(
+            program, weights, BFLOAT16, library, num_threads(None), num_yields=count
+        )
     case = CASES[0]
     batch = make_batch(case, program.vocab_size)
     for name, times in NEIGHBOURS.items():

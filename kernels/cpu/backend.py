@@ -1,14 +1,14 @@
 """A model whose every step is one call into C; see `src/splitfuse_cpu.h`."""
 
 import ctypes
-from collections.abc import Callable, MutableMapping
+from collections.abc import Callable, Mapping
 
-import torch
-from torch import Tensor
+import numpy as np
 
 from kernels.cpu.encode import DTYPES, EncodedProgram, encode
 from kernels.cpu.library import Batch, CpuLibrary
 from kernels.cpu.sampler import CpuSampler
+from kernels.host_array import Dtype, Float32Array, HostArray
 from kernels.program import Program
 from kernels.ragged_batch import RaggedBatch
 
@@ -30,19 +30,21 @@ class CpuBackend:
     def __init__(
         self,
         program: Program,
-        weights: MutableMapping[str, Tensor],
+        weights: Mapping[str, HostArray],
+        dtype: Dtype,
         library: CpuLibrary,
         num_threads: int,
         checkpoint: Callable[[], None] = lambda: None,
         num_yields: int = NUM_YIELDS,
     ) -> None:
-        """Take over the weights.
+        """Pack the weights.
 
         Args:
             program: validated here.
-            weights: one tensor per entry of `program.weights`, on the CPU, all float32 or all
-                bfloat16. It is emptied: each is packed and the plain one freed in turn. Only
+            weights: one array per entry of `program.weights`. Each is asked for once and dropped
+                before the next, so that a mapping that makes them then keeps one at a time; only
                 tables that tokens are looked up in stay.
+            dtype: of all weights, float32 or bfloat16.
             num_threads: that compute, the caller's included.
             checkpoint: called between weights; may raise to give up.
 
@@ -51,19 +53,20 @@ class CpuBackend:
             CpuBackendError: the dtype is another one, or memory or threads are short.
         """
         program.validate()
-        dtype = next(iter(weights.values())).dtype
         if dtype not in DTYPES:
             raise CpuBackendError(f"the CPU backend computes in float32 and bfloat16, not {dtype}")
         self._library = library
+        self._dtype = dtype
         self._vocab_size = program.vocab_size
-        self._logits = torch.empty(0, self._vocab_size)
+        self._logits = np.empty((0, self._vocab_size), np.float32)
         self._encoded = encode(program, weights, dtype)
         self._model = self._create(self._encoded, DTYPES[dtype], num_threads, num_yields)
         threads = library.functions.sf_threads(self._model)
         self._sampler = CpuSampler(library, threads, self._vocab_size)
-        for name in program.weights:
+        for name in self._encoded.matrices:
             checkpoint()
-            self._pack(name, weights.pop(name))
+            table = self._encoded.tables.get(name)
+            self._pack(name, weights[name] if table is None else table)
 
     def __del__(self) -> None:
         if model := getattr(self, "_model", None):
@@ -88,7 +91,7 @@ class CpuBackend:
             self._library.functions.sf_allocate_kv_cache(self._model, num_blocks, block_size)
         )
 
-    def run(self, batch: RaggedBatch) -> Tensor:
+    def run(self, batch: RaggedBatch) -> Float32Array:
         """See `kernels.backend`; the logits are valid until the next call.
 
         Raises:
@@ -96,7 +99,8 @@ class CpuBackend:
         """
         num_rows = len(batch.logits_index)
         if num_rows > len(self._logits):
-            self._logits = torch.empty(max(num_rows, 2 * len(self._logits)), self._vocab_size)
+            num_rows_kept = max(num_rows, 2 * len(self._logits))
+            self._logits = np.empty((num_rows_kept, self._vocab_size), np.float32)
         logits = self._logits[:num_rows]
         packed = Batch(
             num_tokens=batch.num_tokens,
@@ -112,7 +116,7 @@ class CpuBackend:
             logits_index=batch.logits_index.ctypes.data,
         )
         self._check(
-            self._library.functions.sf_step(self._model, ctypes.byref(packed), logits.data_ptr())
+            self._library.functions.sf_step(self._model, ctypes.byref(packed), logits.ctypes.data)
         )
         return logits
 
@@ -127,12 +131,13 @@ class CpuBackend:
             raise CpuBackendError(self._library.last_error() or "out of memory")
         return model
 
-    def _pack(self, name: str, weight: Tensor) -> None:
-        for matrix in self._encoded.matrices.get(name, ()):
-            values = (weight if matrix.index is None else weight[matrix.index]).contiguous()
+    def _pack(self, name: str, weight: HostArray) -> None:
+        assert weight.dtype == self._dtype
+        for matrix in self._encoded.matrices[name]:
+            values = np.ascontiguousarray(weight if matrix.index is None else weight[matrix.index])
             self._check(
                 self._library.functions.sf_set_weight(
-                    self._model, matrix.op, matrix.part, values.data_ptr()
+                    self._model, matrix.op, matrix.part, values.ctypes.data
                 )
             )
 

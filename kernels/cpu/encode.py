@@ -11,11 +11,11 @@ from dataclasses import dataclass, field
 from enum import IntEnum
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from kernels.cpu.library import Buffer as CBuffer
 from kernels.cpu.library import Op as COp
+from kernels.host_array import BFLOAT16, FLOAT32, HostArray
+from kernels.host_array import Dtype as HostDtype
 from kernels.program import (
     Activation,
     Embed,
@@ -55,7 +55,7 @@ class Kind(IntEnum):
     LOGITS = 9
 
 
-DTYPES = {torch.float32: Dtype.FLOAT32, torch.bfloat16: Dtype.BFLOAT16}
+DTYPES: Mapping[HostDtype, Dtype] = {FLOAT32: Dtype.FLOAT32, BFLOAT16: Dtype.BFLOAT16}
 _ACTIVATIONS: Mapping[Activation | None, int] = {
     None: 0,
     "relu": 1,
@@ -83,17 +83,19 @@ class EncodedProgram:
     buffers: "ctypes.Array[CBuffer]"
     #: by weight: the matrices that are packed from it
     matrices: dict[str, list[Matrix]] = field(default_factory=dict)
-    #: arrays that the ops point to
+    #: by weight: embedding tables, in the model's dtype
+    tables: dict[str, HostArray] = field(default_factory=dict)
+    #: other arrays that the ops point to
     kept_alive: list[object] = field(default_factory=list)
 
 
-def encode(program: Program, weights: Mapping[str, Tensor], dtype: torch.dtype) -> EncodedProgram:
+def encode(program: Program, weights: Mapping[str, HostArray], dtype: HostDtype) -> EncodedProgram:
     """Lay a program out for C.
 
     Args:
         program: validated.
-        weights: those that are not packed (tables, norms, biases) are copied or kept alive.
-        dtype: float32 or bfloat16.
+        weights: of which only those are read that are not packed: tables, norms, biases.
+        dtype: of the weights, float32 or bfloat16.
     """
     encoder = _Encoder(program, weights)
     ops = [encoder.op(op) for op in _fuse(program)]
@@ -110,6 +112,7 @@ def encode(program: Program, weights: Mapping[str, Tensor], dtype: torch.dtype) 
         (COp * len(ops))(*ops),
         (CBuffer * len(buffers))(*buffers),
         encoder.matrices,
+        encoder.tables,
         encoder.kept_alive,
     )
 
@@ -182,13 +185,15 @@ def _multiplied(program: Program) -> set[str]:
 
 
 class _Encoder:
-    def __init__(self, program: Program, weights: Mapping[str, Tensor]) -> None:
+    def __init__(self, program: Program, weights: Mapping[str, HostArray]) -> None:
         self._program = program
         self._weights = weights
         self._numbers = {name: number for number, name in enumerate(program.buffers)}
         self._frequencies: dict[tuple[float, ...], int] = {}
+        self._vectors: dict[str, HostArray] = {}
         self._num_ops = 0
         self.matrices: dict[str, list[Matrix]] = {}
+        self.tables: dict[str, HostArray] = {}
         self.kept_alive: list[object] = []
 
     def op(self, op: Op | _GatedLinear) -> COp:
@@ -246,9 +251,12 @@ class _Encoder:
         return COp(kind=kind, **numbers, **fields)
 
     def _embed(self, kind: Kind, weight: str, out: str, offset: int) -> COp:
-        table = self._weights[weight].contiguous()
-        self.kept_alive.append(table)
-        return self._make(kind, out=out, table=table.data_ptr(), num_rows=len(table), offset=offset)
+        if weight not in self.tables:
+            self.tables[weight] = np.ascontiguousarray(self._weights[weight])
+        table = self.tables[weight]
+        return self._make(
+            kind, out=out, table=table.ctypes.data, num_rows=len(table), offset=offset
+        )
 
     def _norm(self, op: Norm) -> COp:
         return self._make(
@@ -325,9 +333,10 @@ class _Encoder:
         self.matrices.setdefault(weight, []).append(Matrix(self._num_ops, part, index))
 
     def _float32(self, weight: str) -> int:
-        tensor = self._weights[weight].float().contiguous()
-        self.kept_alive.append(tensor)
-        return tensor.data_ptr()
+        if weight not in self._vectors:
+            self._vectors[weight] = np.ascontiguousarray(self._weights[weight], np.float32)
+            self.kept_alive.append(self._vectors[weight])
+        return self._vectors[weight].ctypes.data
 
     def _frequency_table(self, inv_freq: tuple[float, ...]) -> int:
         """One address per table: layers that share it share their angles."""

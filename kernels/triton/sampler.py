@@ -3,17 +3,18 @@
 import torch
 from torch import Tensor
 
+from kernels.reference_sampler import ReferenceSampler
 from kernels.sampling import Randomness
 from kernels.triton.sampling import argmax, sample
 
 
-class TritonSampler:
-    """A `kernels.backend.Sampler`: one launch per call, nothing waits for the host."""
+class TritonSampler(ReferenceSampler):
+    """A `kernels.backend.Sampler`: one launch to choose, and one to draw."""
 
-    def argmax(self, logits: Tensor) -> tuple[Tensor, Tensor]:
+    def _argmax(self, logits: Tensor) -> tuple[Tensor, Tensor]:
         return argmax(logits)
 
-    def sample(self, logits: Tensor, rows: Tensor, randomness: Randomness) -> Tensor:
+    def _sample(self, logits: Tensor, rows: Tensor, randomness: Randomness[Tensor]) -> Tensor:
         out = torch.empty(len(rows), dtype=torch.int64, device=logits.device)
         sample(logits, randomness, out, rows=rows)
         return out

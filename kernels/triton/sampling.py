@@ -319,10 +319,10 @@ def _sample_kernel(
 
 def sample(
     logits: Tensor,
-    randomness: Randomness,
+    randomness: Randomness[Tensor],
     out: Tensor,
-    biases: Biases | None = None,
-    penalties: Penalties | None = None,
+    biases: Biases[Tensor] | None = None,
+    penalties: Penalties[Tensor] | None = None,
     rows: Tensor | None = None,
 ) -> None:
     """Write `out`, and `logits` where there are biases or penalties; see the module docstring.
@@ -379,14 +379,16 @@ def _block_and_warps(vocab_size: int) -> tuple[int, int]:
     return block, 8 if block == _BLOCK else 4
 
 
-def _bias_arguments(biases: Biases | None, like: Tensor) -> tuple[Tensor | int, ...]:
+def _bias_arguments(biases: Biases[Tensor] | None, like: Tensor) -> tuple[Tensor | int, ...]:
     """Pointers that are not followed, and no entries, where there are none."""
     if biases is None:
         return like, like, like, 0
     return biases.rows, biases.token_ids, biases.values, len(biases.rows)
 
 
-def _penalty_arguments(penalties: Penalties | None, like: Tensor) -> tuple[Tensor | int, ...]:
+def _penalty_arguments(
+    penalties: Penalties[Tensor] | None, like: Tensor
+) -> tuple[Tensor | int, ...]:
     if penalties is None:
         return like, like, like, like, 0
     p = penalties

@@ -1,41 +1,56 @@
-"""Where a model computes, in which dtype, and with how many threads."""
+"""Where a model computes, in which dtype, and with how many threads.
+
+torch is imported only where there may be a GPU: it takes a second and 170 MB of memory, which a
+worker on a CPU has no use for.
+"""
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal, TypeAlias
 
-import torch
-
 from common.errors import StartupError
+from kernels.host_array import BFLOAT16, FLOAT16, FLOAT32, Dtype
 
 DtypeName: TypeAlias = Literal["auto", "float32", "bfloat16", "float16"]
 
-_DTYPES = {
-    "float32": torch.float32,
-    "bfloat16": torch.bfloat16,
-    "float16": torch.float16,
-}
+CPU = "cpu"
+
+_DTYPES: Mapping[str, Dtype] = {"float32": FLOAT32, "bfloat16": BFLOAT16, "float16": FLOAT16}
+# What the drivers of GPUs that torch knows put in place: NVIDIA's, also on its small boards and
+# under Windows, and AMD's.
+_GPU_DRIVERS = (
+    Path("/proc/driver/nvidia/version"),
+    Path("/dev/nvidiactl"),
+    Path("/dev/nvhost-gpu"),
+    Path("/dev/dxg"),
+    Path("/dev/kfd"),
+)
+_CPU_INFO = Path("/proc/cpuinfo")
+_BFLOAT16_FLAGS = {"avx512_bf16", "amx_bf16"}
 _CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")
 # From so many cores on, one is left to the services beside the worker.
 _SPARE_A_CORE_FROM = 4
 
 
-def pick_device(asked: str) -> torch.device:
-    """The device for `--device`: "auto", "cpu", "cuda" or "cuda:N".
+def pick_device(asked: str) -> str:
+    """The device for `--device`: "auto", "cpu", "cuda" or "cuda:N"; "cpu" or "cuda:N".
 
     Raises:
         StartupError: the GPU that was asked for is not there.
     """
-    num_gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if asked == "cpu" or (asked == "auto" and num_gpus == 0):
-        return torch.device("cpu")
-    device = torch.device("cuda:0" if asked in {"auto", "cuda"} else asked)
-    if (device.index or 0) >= num_gpus:
+    if asked == CPU or (asked == "auto" and not _may_have_gpu()):
+        return CPU
+    num_gpus = _num_gpus()
+    if asked == "auto" and num_gpus == 0:
+        return CPU
+    index = int(asked.removeprefix("cuda:")) if ":" in asked else 0
+    if index >= num_gpus:
         raise StartupError(f"--device {asked}: this machine has {num_gpus} usable GPUs")
-    return device
+    return f"cuda:{index}"
 
 
-def pick_dtype(asked: DtypeName, device: torch.device, model_dtype: str | None) -> torch.dtype:
+def pick_dtype(asked: DtypeName, device: str, model_dtype: str | None) -> Dtype:
     """The dtype of weights, activations and KV.
 
     "auto" is the model's own on a GPU; on a CPU it is bfloat16 if the CPU multiplies that in
@@ -43,9 +58,9 @@ def pick_dtype(asked: DtypeName, device: torch.device, model_dtype: str | None) 
     """
     if asked != "auto":
         return _DTYPES[asked]
-    if device.type == "cpu":
-        return torch.bfloat16 if _multiplies_bfloat16() else torch.float32
-    return _DTYPES.get(model_dtype or "", torch.bfloat16)
+    if device == CPU:
+        return BFLOAT16 if _multiplies_bfloat16() else FLOAT32
+    return _DTYPES.get(model_dtype or "", BFLOAT16)
 
 
 def num_threads(asked: int | None) -> int:
@@ -56,9 +71,23 @@ def num_threads(asked: int | None) -> int:
     return max(cores - 1 if cores >= _SPARE_A_CORE_FROM else cores, 1)
 
 
+def _may_have_gpu() -> bool:
+    return any(path.exists() for path in _GPU_DRIVERS)
+
+
+def _num_gpus() -> int:
+    from torch import cuda
+
+    return cuda.device_count() if cuda.is_available() else 0
+
+
 def _multiplies_bfloat16() -> bool:
-    probes = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
-    return any(getattr(torch.cpu, probe, lambda: False)() for probe in probes)
+    """Only x86 says it there; on others the CPU backend has no instructions for it anyway."""
+    try:
+        flags = _CPU_INFO.read_text().partition("flags")[2].partition("\n")[0].split()
+    except OSError:  # not on macOS
+        return False
+    return not _BFLOAT16_FLAGS.isdisjoint(flags)
 
 
 def _cores_in_affinity() -> int:

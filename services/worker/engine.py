@@ -6,10 +6,10 @@ No sockets, no threads, no clock but a stopwatch; whoever owns it calls it from 
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import structlog
-import torch
 
 from common.config import WorkerOptions
 from common.errors import ConfigError
@@ -25,7 +25,7 @@ from common.messages import (
 from kernels.backend import Backend
 from kernels.ragged_batch import RaggedBatch
 from services.worker.backends import make_backend
-from services.worker.device import num_threads, pick_device, pick_dtype
+from services.worker.device import CPU, num_threads, pick_device, pick_dtype
 from services.worker.kv_cache import (
     GIB,
     available_on_cpu,
@@ -37,7 +37,7 @@ from services.worker.models.registry import make_model
 from services.worker.ragged_batch import build_batch
 from services.worker.sampler import Sampled, sample
 from services.worker.sequence_table import PlanError, SequenceState, SequenceTable
-from services.worker.weights import load_weights
+from services.worker.weights import Weights
 
 logger = structlog.get_logger(__name__)
 
@@ -77,8 +77,7 @@ class Engine:
         model = make_model(config)
         self._device = pick_device(options.device)
         dtype = pick_dtype(options.dtype, self._device, config.dtype)
-        torch.set_num_threads(1)  # loading copies: more threads would mostly wait for each other
-        weights = load_weights(model_dir, model, dtype, self._device, _Progress(checkpoint))
+        weights = Weights(model_dir, model, dtype, _Progress(checkpoint))
         self._backend = make_backend(
             options, self._device, dtype, model.program, weights, checkpoint
         )
@@ -92,9 +91,9 @@ class Engine:
         )
         self.join = WorkerJoin(
             model=model_dir.resolve().name,
-            device=str(self._device),
+            device=self._device,
             backend=self._backend.name,
-            dtype=str(dtype).removeprefix("torch."),
+            dtype=dtype.name,
             num_blocks=num_blocks,
             block_size=options.block_size,
             max_model_len=length,
@@ -108,7 +107,6 @@ class Engine:
         """Sequences announced and not dropped."""
         return len(self._table)
 
-    @torch.inference_mode()
     def step(self, plan: StepPlan) -> StepResult | StepRejected:
         """Run one plan; plans come in the order of their ids."""
         began = time.perf_counter_ns()
@@ -170,12 +168,14 @@ class Engine:
     def _available_bytes(self, options: WorkerOptions, model_len: int) -> int:
         if options.kv_cache_memory is not None:
             return int(options.kv_cache_memory)
-        if self._device.type == "cpu":
+        if self._device == CPU:
             return available_on_cpu()
+        from services.worker.torch_backends import gpu_memory  # imports torch
+
         num_tokens = min(PROFILE_TOKENS, model_len)
         run_profile_pass(self._backend, options.block_size, num_tokens)
         # What the pass took stays reserved by torch's allocator, so it counts as used.
-        free, total = torch.cuda.mem_get_info(self._device)
+        free, total = gpu_memory(self._device)
         return available_on_gpu(total, total - free, options.gpu_memory_utilization)
 
     def _log_loaded(self, seconds: float) -> None:
@@ -186,14 +186,14 @@ class Engine:
             device=self.join.device,
             dtype=self.join.dtype,
             backend=self.join.backend,
-            threads=num_threads(self._cpu_threads) if self._device.type == "cpu" else None,
+            threads=num_threads(self._cpu_threads) if self._device == CPU else None,
             num_kv_blocks=self.join.num_blocks,
             kv_cache_gib=round(kv_bytes / GIB, 2),
             seconds=round(seconds, 2),
         )
 
 
-def run_profile_pass(backend: Backend, block_size: int, num_tokens: int) -> None:
+def run_profile_pass(backend: Backend[Any], block_size: int, num_tokens: int) -> None:
     """Run the largest usual pass once, on a cache made for it: one prompt of `num_tokens`."""
     num_blocks = -(-num_tokens // block_size)
     backend.allocate_kv_cache(num_blocks, block_size)

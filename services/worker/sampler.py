@@ -11,18 +11,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from common.messages import SampledToken, SamplingParams, SequenceFault, TokenLogprob
-from kernels.backend import Sampler
-from kernels.sampling import (
-    Biases,
-    Penalties,
-    Randomness,
-    add_biases_reference,
-    add_penalties_reference,
-)
+from kernels.backend import LogitsT, Sampler
+from kernels.host_array import HostArray, Int64Array
+from kernels.sampling import Biases, Penalties, Randomness
 from services.worker.sequence_table import SequenceState
 
 # Below this a temperature is greedy: the draw would be the largest logit anyway.
@@ -46,11 +39,13 @@ class Sampled:
         return SampledToken(sequence_id, self.token_id, self.logprob)
 
 
-def sample(logits: Tensor, sequences: Sequence[SequenceState], sampler: Sampler) -> list[Sampled]:
+def sample(
+    logits: LogitsT, sequences: Sequence[SequenceState], sampler: Sampler[LogitsT]
+) -> list[Sampled]:
     """Choose the next token of each sequence.
 
     Args:
-        logits: float32 `[len(sequences), vocab_size]`, on any device; not written.
+        logits: float32 `[len(sequences), vocab_size]`, as the backend gave them; not written.
         sequences: all of whose tokens are known; the next one's position is their number.
         sampler: of the backend that made the logits.
     """
@@ -60,45 +55,42 @@ def sample(logits: Tensor, sequences: Sequence[SequenceState], sampler: Sampler)
     usable = [row for row in range(len(sequences)) if row not in faults]
     edited = [row for row in usable if _is_edited(sequences[row])]
     if edited:
-        rows = torch.tensor(edited, device=logits.device)
-        chosen, edit_faults = _sample_edited(
-            logits.index_select(0, rows), [sequences[row] for row in edited], sampler
-        )
-        token_ids.index_copy_(0, rows, chosen)
+        token_ids[edited], edit_faults = _sample_edited(logits, sequences, edited, sampler)
         faults |= {edited[row]: fault for row, fault in edit_faults.items()}
     plain = sorted(set(usable) - set(edited))
     _draw(logits, sequences, plain, sampler, token_ids)
     ids = token_ids.tolist()
-    logprobs = _logprobs(logits, ids, sequences, faults)
+    logprobs = _logprobs(logits, ids, sequences, faults, sampler)
     return [
         Sampled(0, fault=faults[row]) if row in faults else Sampled(token_id, logprobs.get(row))
         for row, token_id in enumerate(ids)
     ]
 
 
-def _best(logits: Tensor, sampler: Sampler, fault: str) -> tuple[Tensor, dict[int, str]]:
+def _best(
+    logits: LogitsT, sampler: Sampler[LogitsT], fault: str
+) -> tuple[Int64Array, dict[int, str]]:
     """The largest logit's id of each row, and the fault of rows where that is not finite.
 
     A row's maximum is NaN if one logit is, and infinite if one is or all are minus infinity.
     """
     token_ids, largest = sampler.argmax(logits)
-    bad = (~largest.isfinite()).nonzero().flatten().tolist()
+    bad = np.flatnonzero(~np.isfinite(largest)).tolist()
     return token_ids, dict.fromkeys(bad, fault)
 
 
 def _draw(
-    logits: Tensor,
+    logits: LogitsT,
     sequences: Sequence[SequenceState],
     rows: Sequence[int],
-    sampler: Sampler,
-    token_ids: Tensor,
+    sampler: Sampler[LogitsT],
+    token_ids: Int64Array,
 ) -> None:
     """Of these rows, draw those that are not greedy, into `token_ids`."""
     drawn = [row for row in rows if not _is_greedy(sequences[row].sampling)]
     if drawn:
-        randomness = _randomness([sequences[row] for row in drawn], logits)
-        index = torch.tensor(drawn, device=logits.device)
-        token_ids.index_copy_(0, index, sampler.sample(logits, index, randomness))
+        randomness = _randomness([sequences[row] for row in drawn], logits.shape[1])
+        token_ids[drawn] = sampler.sample(logits, np.array(drawn, np.int64), randomness)
 
 
 def _is_greedy(params: SamplingParams) -> bool:
@@ -128,22 +120,22 @@ def _is_stop_masked(sequence: SequenceState) -> bool:
 
 
 def _sample_edited(
-    logits: Tensor, sequences: Sequence[SequenceState], sampler: Sampler
-) -> tuple[Tensor, dict[int, str]]:
-    """Token ids `[num_rows]`, and faults by row; writes `logits`."""
-    biases = _biases(sequences, logits)
-    if biases is not None:
-        add_biases_reference(logits, biases)
-    penalties = _penalties(sequences, logits)
-    if penalties is not None:
-        add_penalties_reference(logits, penalties)
-    token_ids, faults = _best(logits, sampler, _NOTHING_LEFT)
-    usable = [row for row in range(len(sequences)) if row not in faults]
-    _draw(logits, sequences, usable, sampler, token_ids)
+    logits: LogitsT,
+    sequences: Sequence[SequenceState],
+    rows: Sequence[int],
+    sampler: Sampler[LogitsT],
+) -> tuple[Int64Array, dict[int, str]]:
+    """Token ids `[len(rows)]`, and faults by place in `rows`."""
+    asking = [sequences[row] for row in rows]
+    biases = _biases(asking, vocab_size=logits.shape[1])
+    edited = sampler.edit(logits, np.array(rows, np.int64), biases, _penalties(asking))
+    token_ids, faults = _best(edited, sampler, _NOTHING_LEFT)
+    usable = [row for row in range(len(rows)) if row not in faults]
+    _draw(edited, asking, usable, sampler, token_ids)
     return token_ids, faults
 
 
-def _biases(sequences: Sequence[SequenceState], like: Tensor) -> Biases | None:
+def _biases(sequences: Sequence[SequenceState], vocab_size: int) -> Biases[HostArray] | None:
     entries = [
         (row, token_id, bias)
         for row, sequence in enumerate(sequences)
@@ -154,19 +146,16 @@ def _biases(sequences: Sequence[SequenceState], like: Tensor) -> Biases | None:
         if _is_stop_masked(sequence)
         for token_id in sequence.sampling.stop_token_ids
     ]
-    vocab_size = like.shape[1]
     entries = [entry for entry in entries if 0 <= entry[1] < vocab_size]
     if not entries:
         return None
     rows, token_ids, values = zip(*entries, strict=True)
     return Biases(
-        torch.tensor(rows, device=like.device),
-        torch.tensor(token_ids, device=like.device),
-        torch.tensor(values, dtype=torch.float32, device=like.device),
+        np.array(rows, np.int64), np.array(token_ids, np.int64), np.array(values, np.float32)
     )
 
 
-def _penalties(sequences: Sequence[SequenceState], like: Tensor) -> Penalties | None:
+def _penalties(sequences: Sequence[SequenceState]) -> Penalties[HostArray] | None:
     parts = [
         (row, *_penalties_of(sequence))
         for row, sequence in enumerate(sequences)
@@ -176,8 +165,7 @@ def _penalties(sequences: Sequence[SequenceState], like: Tensor) -> Penalties | 
         return None
     rows = np.concatenate([np.full(len(ids), row) for row, ids, _, _ in parts])
     columns = [np.concatenate([part[i] for part in parts]) for i in (1, 2, 3)]
-    token_ids, repetition, subtract = (torch.from_numpy(c).to(like.device) for c in columns)
-    return Penalties(torch.from_numpy(rows).to(like.device), token_ids, repetition, subtract)
+    return Penalties(rows, *columns)
 
 
 def _penalties_of(sequence: SequenceState) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -190,31 +178,25 @@ def _penalties_of(sequence: SequenceState) -> tuple[np.ndarray, np.ndarray, np.n
     return ids.astype(np.int64), repetition, subtract.astype(np.float32)
 
 
-def _randomness(sequences: Sequence[SequenceState], like: Tensor) -> Randomness:
+def _randomness(sequences: Sequence[SequenceState], vocab_size: int) -> Randomness[HostArray]:
     params = [sequence.sampling for sequence in sequences]
-    vocab_size = like.shape[1]
-    seeds = np.array([p.seed for p in params], np.uint64).view(np.int64)
-
-    def column(values: list[float] | list[int], dtype: torch.dtype) -> Tensor:
-        return torch.tensor(values, dtype=dtype, device=like.device)
-
+    top_k = [min(p.top_k, vocab_size) if p.top_k > 0 else vocab_size for p in params]
     return Randomness(
-        temperature=column([p.temperature for p in params], torch.float32),
-        top_k=column(
-            [min(p.top_k, vocab_size) if p.top_k > 0 else vocab_size for p in params], torch.int64
-        ),
-        top_p=column([p.top_p for p in params], torch.float64),
-        min_p=column([p.min_p for p in params], torch.float32),
-        seeds=torch.from_numpy(seeds).to(like.device),
-        positions=column([len(s.token_ids) for s in sequences], torch.int64),
+        temperature=np.array([p.temperature for p in params], np.float32),
+        top_k=np.array(top_k, np.int64),
+        top_p=np.array([p.top_p for p in params], np.float64),
+        min_p=np.array([p.min_p for p in params], np.float32),
+        seeds=np.array([p.seed for p in params], np.uint64).view(np.int64),
+        positions=np.array([len(s.token_ids) for s in sequences], np.int64),
     )
 
 
 def _logprobs(
-    logits: Tensor,
+    logits: LogitsT,
     token_ids: list[int],
     sequences: Sequence[SequenceState],
     faults: Mapping[int, str],
+    sampler: Sampler[LogitsT],
 ) -> dict[int, TokenLogprob]:
     """By row, for those that ask."""
     asked = {
@@ -224,11 +206,10 @@ def _logprobs(
     }
     if not asked:
         return {}
-    rows = torch.tensor(list(asked), device=logits.device)
-    logprobs = torch.log_softmax(logits.index_select(0, rows), dim=-1)
+    rows = np.array(list(asked), np.int64)
     count = min(max(asked.values()), logits.shape[1])
-    values, ids = (x.tolist() for x in logprobs.topk(count, dim=-1))
-    own = logprobs[range(len(asked)), [token_ids[row] for row in asked]].tolist()
+    found = sampler.logprobs(logits, rows, np.array(token_ids, np.int64)[rows], count)
+    own, ids, values = found.own.tolist(), found.top_ids.tolist(), found.top.tolist()
     return {
         row: TokenLogprob(
             token_ids[row], own[i], tuple(zip(ids[i][:wanted], values[i][:wanted], strict=True))

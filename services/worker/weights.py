@@ -1,104 +1,148 @@
-"""Read a checkpoint's safetensors straight to where the weights live.
+"""The weights of a model, each made from a checkpoint's safetensors when it is asked for.
 
-One tensor is on the host at a time (mapped from its file, not read whole), and each is converted
-to the right dtype on its way to its place in a fused matrix.
+So whoever packs them one after the other never has the model in memory twice. What they need of the
+files is checked before the first is read.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TypeAlias
 
 import msgspec
-import torch
-from safetensors import SafetensorError, safe_open
-from torch import Tensor
+import numpy as np
 
 from common.errors import StartupError
+from kernels.host_array import Dtype, HostArray
 from services.worker.models.model import Model, Part
+from services.worker.safetensors_file import SafetensorsError, SafetensorsFile
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
 
-Progress: TypeAlias = Callable[[int, int], None]  # tensors read so far, of how many
+Progress: TypeAlias = Callable[[int, int], None]  # weights read so far, of how many
+Shape: TypeAlias = tuple[int, ...]
 
 
 class _Index(msgspec.Struct):
     weight_map: dict[str, str]  # tensor name -> file name
 
 
-def load_weights(
-    model_dir: Path,
-    model: Model,
-    dtype: torch.dtype,
-    device: torch.device,
-    progress: Progress | None = None,
-) -> dict[str, Tensor]:
-    """Load all weights of a model.
+class Weights(Mapping[str, HostArray]):
+    """One array per entry of `model.program.weights`, on the host, in memory of its own.
 
-    Returns:
-        One tensor per entry of `model.program.weights`, of `dtype` on `device`.
-
-    Raises:
-        StartupError: there are no safetensors, a file is damaged, or tensors are missing,
-            not expected or of another shape; the message names them.
+    Asking twice reads twice.
     """
-    shards = _find_shards(model_dir)
-    found = {name for names in shards.values() for name in names}
-    sources = _sources(model, found)
-    wanted = {part.tensor for parts in sources.values() for part in parts}
-    _check_names(model_dir, wanted, found, model.ignored)
-    weights = {
-        name: torch.empty(shape, dtype=dtype, device=device)
-        for name, shape in model.program.weights.items()
-    }
-    places = _places(sources, weights)
-    for done, (name, tensor) in enumerate(_read(shards, wanted), start=1):
-        place = places[name]
-        if tensor.shape != place.shape:
-            raise StartupError(
-                f"{name} in {model_dir} has shape {list(tensor.shape)}; "
-                f"its config.json asks for {list(place.shape)}"
+
+    def __init__(
+        self, model_dir: Path, model: Model, dtype: Dtype, progress: Progress | None = None
+    ) -> None:
+        """Read the headers of the files.
+
+        Args:
+            dtype: of all weights, whatever the files hold.
+            progress: called after each weight that is read.
+
+        Raises:
+            StartupError: there are no safetensors, a file is damaged, or tensors are missing,
+                not expected or of another shape; the message names them.
+        """
+        self._model_dir = model_dir
+        self._shapes = model.program.weights
+        self._dtype = dtype
+        self._progress = progress
+        self._num_read = 0
+        self._files = _find_tensors(model_dir)
+        self._parts = _parts(model, set(self._files))
+        self._check_names(model.ignored)
+        self._check_shapes()
+
+    def __len__(self) -> int:
+        return len(self._shapes)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._shapes)
+
+    def __getitem__(self, name: str) -> HostArray:
+        """Read a weight.
+
+        Raises:
+            StartupError: a file cannot be read any more, or has a dtype that is not supported.
+        """
+        weight, parts = np.empty(self._shapes[name], self._dtype), self._parts[name]
+        for part, place in zip(parts, _places(weight, parts), strict=True):
+            self._read(part.tensor, place)
+        self._num_read += 1
+        if self._progress is not None:
+            self._progress(self._num_read, len(self))
+        return weight
+
+    def _read(self, tensor: str, place: HostArray) -> None:
+        try:
+            self._files[tensor].read_into(tensor, place)
+        except (OSError, SafetensorsError) as error:
+            raise _unreadable(self._model_dir, error) from None
+
+    def _check_names(self, ignored: frozenset[str]) -> None:
+        found = set(self._files)
+        wanted = {part.tensor for parts in self._parts.values() for part in parts}
+        problems = [
+            f"{label}: {_some(names)}"
+            for label, names in (
+                ("missing", wanted - found),
+                ("not expected", found - wanted - ignored),
             )
-        place.copy_(tensor)
-        if progress is not None:
-            progress(done, len(wanted))
-    return weights
+            if names
+        ]
+        if problems:
+            raise StartupError(
+                f"weights in {self._model_dir} do not fit its config.json; {'; '.join(problems)}"
+            )
+
+    def _check_shapes(self) -> None:
+        for name, parts in self._parts.items():
+            for part in parts:
+                found = self._files[part.tensor].tensors[part.tensor].shape
+                needed = self._shapes[name]
+                if len(parts) > 1:
+                    needed = (part.num_rows, *needed[-1:]) if len(needed) > 1 else (part.num_rows,)
+                if found != needed:
+                    raise StartupError(
+                        f"{part.tensor} in {self._model_dir} has shape {list(found)}; "
+                        f"its config.json asks for {list(needed)}"
+                    )
 
 
-def _find_shards(model_dir: Path) -> dict[Path, list[str]]:
-    """Tensor names by file."""
+def _find_tensors(model_dir: Path) -> dict[str, SafetensorsFile]:
+    """The file of each tensor."""
     try:
         if (model_dir / INDEX_FILE).exists():
-            content = (model_dir / INDEX_FILE).read_bytes()
-            shards: dict[Path, list[str]] = {}
-            for name, file in msgspec.json.decode(content, type=_Index).weight_map.items():
-                shards.setdefault(model_dir / Path(file).name, []).append(name)
-            return shards
+            return _find_in_shards(model_dir)
         if (model_dir / SINGLE_FILE).exists():
-            with safe_open(model_dir / SINGLE_FILE, framework="pt") as file:
-                return {model_dir / SINGLE_FILE: list(file.keys())}
-    except (OSError, SafetensorError, msgspec.MsgspecError) as error:
-        raise StartupError(f"cannot read the weights in {model_dir}: {error}") from None
+            file = SafetensorsFile(model_dir / SINGLE_FILE)
+            return dict.fromkeys(file.tensors, file)
+    except (OSError, SafetensorsError, msgspec.MsgspecError) as error:
+        raise _unreadable(model_dir, error) from None
     others = sorted(p.name for p in model_dir.glob("*") if p.suffix in {".bin", ".pt", ".gguf"})
     hint = f" ({', '.join(others)} cannot be used: convert it)" if others else ""
     raise StartupError(f"{model_dir} has no {SINGLE_FILE} and no {INDEX_FILE}{hint}")
 
 
-def _check_names(
-    model_dir: Path, wanted: set[str], found: set[str], ignored: frozenset[str]
-) -> None:
-    problems = [
-        f"{label}: {_some(names)}"
-        for label, names in (
-            ("missing", wanted - found),
-            ("not expected", found - wanted - ignored),
-        )
-        if names
-    ]
-    if problems:
-        raise StartupError(
-            f"weights in {model_dir} do not fit its config.json; {'; '.join(problems)}"
-        )
+def _find_in_shards(model_dir: Path) -> dict[str, SafetensorsFile]:
+    content = (model_dir / INDEX_FILE).read_bytes()
+    weight_map = msgspec.json.decode(content, type=_Index).weight_map
+    # Only the last part of a name: an index cannot point out of its directory.
+    names = {tensor: Path(file).name for tensor, file in weight_map.items()}
+    files = {name: SafetensorsFile(model_dir / name) for name in sorted(set(names.values()))}
+    for tensor, name in names.items():
+        if tensor not in files[name].tensors:
+            raise SafetensorsError(
+                model_dir / name, f"no {tensor}, which {INDEX_FILE} says is there"
+            )
+    return {tensor: files[name] for tensor, name in names.items()}
+
+
+def _unreadable(model_dir: Path, error: Exception) -> StartupError:
+    return StartupError(f"cannot read the weights in {model_dir}: {error}")
 
 
 def _some(names: set[str], limit: int = 5) -> str:
@@ -106,37 +150,16 @@ def _some(names: set[str], limit: int = 5) -> str:
     return first if len(names) <= limit else f"{first} and {len(names) - limit} more"
 
 
-def _sources(model: Model, found: set[str]) -> dict[str, tuple[Part, ...]]:
+def _parts(model: Model, found: set[str]) -> dict[str, tuple[Part, ...]]:
     """The parts of each weight by the names that this checkpoint has for them."""
     others = {n: parts for n, parts in model.alternatives.items() if parts[0].tensor in found}
     return {**model.sources, **others}
 
 
-def _places(sources: dict[str, tuple[Part, ...]], weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """For each checkpoint tensor the rows of the weight that it fills."""
-    places = {}
-    for name, parts in sources.items():
-        if len(parts) == 1:
-            places[parts[0].tensor] = weights[name]
-            continue
-        rows, begin = _as_rows(weights[name]), 0
-        for part in parts:
-            places[part.tensor] = rows.narrow(0, begin, part.num_rows)
-            begin += part.num_rows
-    return places
-
-
-def _as_rows(weight: Tensor) -> Tensor:
-    """The same memory; the matrices of a weight of three dimensions, one below the other."""
-    return weight.flatten(0, 1) if weight.dim() == 3 else weight
-
-
-def _read(shards: dict[Path, list[str]], wanted: set[str]) -> Iterator[tuple[str, Tensor]]:
-    for path, names in shards.items():
-        try:
-            with safe_open(path, framework="pt") as file:
-                for name in names:
-                    if name in wanted:
-                        yield name, file.get_tensor(name)
-        except (OSError, SafetensorError) as error:
-            raise StartupError(f"cannot read {path}: {error}") from None
+def _places(weight: HostArray, parts: tuple[Part, ...]) -> list[HostArray]:
+    """The memory that each part fills; of three dimensions, matrices lie one below the other."""
+    if len(parts) == 1:
+        return [weight]
+    rows = weight.reshape(-1, weight.shape[-1]) if weight.ndim == 3 else weight
+    ends = np.cumsum([part.num_rows for part in parts])
+    return np.split(rows, ends[:-1])

@@ -10,12 +10,14 @@ from transformers import AutoModelForCausalLM
 
 from kernels.cpu.backend import CpuBackend
 from kernels.cpu.library import CpuLibrary, load_library, supported_instruction_sets
+from kernels.host_array import BFLOAT16
 from kernels.ragged_batch import RaggedBatch
 from services.worker.models.config import read_config
 from services.worker.models.registry import make_model
-from services.worker.weights import load_weights
+from services.worker.weights import Weights
 from tests.acceptance.make_golden import LENGTHS, NUM_NEW_TOKENS
 from tests.acceptance.test_parity import CASES
+from tests.support.arrays import run
 
 BLOCK_SIZE, CHUNK = 16, 256
 SPOTS = [case for case in CASES if len(case["prompt"]) in random.Random(2).sample(LENGTHS, 12)]
@@ -48,8 +50,8 @@ def test_logits_are_nearer_to_float32_and_choose_the_same_tokens(
     default_model: Path, theirs: list[tuple[torch.Tensor, torch.Tensor]], library: CpuLibrary
 ) -> None:
     model = make_model(read_config(default_model))
-    weights = load_weights(default_model, model, torch.bfloat16, torch.device("cpu"))
-    backend = CpuBackend(model.program, weights, library, num_threads=2)
+    weights = Weights(default_model, model, BFLOAT16)
+    backend = CpuBackend(model.program, weights, BFLOAT16, library, num_threads=2)
     backend.allocate_kv_cache(128, BLOCK_SIZE)
     ours = [logits_of(backend, case["prompt"] + case["output"]) for case in SPOTS]
 
@@ -81,5 +83,5 @@ def logits_of(backend: CpuBackend, tokens: list[int]) -> torch.Tensor:
             slot_mapping=positions,
             logits_index=np.arange(end - begin, dtype=np.int32),
         )
-        parts.append(backend.run(batch).clone())
+        parts.append(run(backend, batch))
     return torch.cat(parts)[-NUM_NEW_TOKENS:]

@@ -23,6 +23,7 @@ from kernels.program import (
 )
 from kernels.ragged_batch import Int32Array, RaggedBatch
 from kernels.reference import ReferenceBackend
+from tests.support.arrays import run, to_arrays
 from tests.support.programs import VOCAB, Cache, Heads
 
 # See kernels/README.md; in float32 both sides have an error.
@@ -80,6 +81,13 @@ def weights_of(program: Program, dtype: torch.dtype) -> dict[str, Tensor]:
     }
 
 
+def cpu_backend(
+    program: Program, weights: dict[str, Tensor], library: CpuLibrary, num_threads: int
+) -> CpuBackend:
+    arrays = to_arrays(weights)
+    return CpuBackend(program, arrays, arrays["tokens"].dtype, library, num_threads)
+
+
 def tokens_of(positions: Int32Array) -> Int32Array:
     """Every sequence is the same, so that it can be run in many ways."""
     tokens = np.random.default_rng(3).integers(1, VOCAB, 2 * LONGEST)
@@ -92,7 +100,7 @@ def next_batch(cache: Cache, work: Sequence[tuple[int, int]]) -> RaggedBatch:
     return batch
 
 
-def attend_mixed(backend: Backend, block_size: int) -> Tensor:
+def attend_mixed(backend: Backend[Tensor] | CpuBackend, block_size: int) -> Tensor:
     """The results of MIXED's new tokens."""
     cache = Cache(block_size, num_blocks=CACHED // block_size)
     before = [(s, cached) for s, (cached, _) in enumerate(MIXED) if cached > 0]
@@ -102,8 +110,8 @@ def attend_mixed(backend: Backend, block_size: int) -> Tensor:
         if not isinstance(backend, CpuBackend):
             tables = np.where(batch.block_tables == 2**31 - 1, 0, batch.block_tables)
             batch = dataclasses.replace(batch, block_tables=tables)
-        result = backend.run(batch)
-    return result.clone()
+        result = run(backend, batch)
+    return result
 
 
 def compare(library: CpuLibrary, heads: Heads, dtype: torch.dtype, block_size: int) -> Tensor:
@@ -111,7 +119,7 @@ def compare(library: CpuLibrary, heads: Heads, dtype: torch.dtype, block_size: i
     program = attention_alone(heads)
     weights = weights_of(program, dtype)
     exact = ReferenceBackend(program, {name: w.float() for name, w in weights.items()})
-    ours = CpuBackend(program, weights, library, num_threads=3)
+    ours = cpu_backend(program, weights, library, num_threads=3)
     for backend in (exact, ours):
         backend.allocate_kv_cache(CACHED // block_size, block_size)
     return abs(attend_mixed(ours, block_size) - attend_mixed(exact, block_size))
@@ -159,13 +167,13 @@ def test_slots_that_are_not_a_sequences_own_may_hold_anything(
     library: CpuLibrary, dtype: torch.dtype, block_size: int
 ) -> None:
     program = attention_alone(plain(6, 2, 10))
-    backend = CpuBackend(program, weights_of(program, dtype), library, num_threads=2)
+    backend = cpu_backend(program, weights_of(program, dtype), library, num_threads=2)
     num_blocks = CACHED // block_size
     backend.allocate_kv_cache(num_blocks, block_size)
     clean = attend_mixed(backend, block_size)
     spoil = Cache(block_size, num_blocks).batch([(0, num_blocks * block_size)])
     spoil.token_ids[:] = 0
-    assert backend.run(spoil).isnan().any()
+    assert run(backend, spoil).isnan().any()
 
     dirty = attend_mixed(backend, block_size)
 
@@ -184,10 +192,10 @@ def test_a_long_context_has_the_same_bits_however_its_keys_are_shared(
     program = attention_alone(heads)
 
     def last_rows(counts: Sequence[int], num_threads: int) -> Tensor:
-        backend = CpuBackend(program, weights_of(program, dtype), library, num_threads)
+        backend = cpu_backend(program, weights_of(program, dtype), library, num_threads)
         cache = Cache(block_size, num_blocks=-(-LONGEST // block_size), seed=num_threads)
         backend.allocate_kv_cache(cache.num_blocks, block_size)
-        rows = [backend.run(next_batch(cache, [(0, count)])).clone() for count in counts]
+        rows = [run(backend, next_batch(cache, [(0, count)])) for count in counts]
         return torch.cat(rows)[-2:]
 
     at_once = last_rows([LONGEST], num_threads=1)
@@ -200,14 +208,14 @@ def test_a_long_context_has_the_same_bits_however_its_keys_are_shared(
 def test_a_token_that_is_not_a_number_stays_one_and_stays_alone(library: CpuLibrary) -> None:
     """So that the worker sees whose result is broken."""
     program = attention_alone(plain(2, 1, 16))
-    backend = CpuBackend(program, weights_of(program, torch.float32), library, num_threads=1)
+    backend = cpu_backend(program, weights_of(program, torch.float32), library, num_threads=1)
     backend.allocate_kv_cache(4, 16)
     cache = Cache(16, num_blocks=4)
     backend.run(next_batch(cache, [(0, 20), (1, 20)]))
     batch = next_batch(cache, [(0, 1), (1, 1)])
     batch.token_ids[0] = 0
 
-    broken, whole = backend.run(batch)[:, :32]
+    broken, whole = run(backend, batch)[:, :32]
 
     assert broken.isnan().all()
     assert not whole.isnan().any()

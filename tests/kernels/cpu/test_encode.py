@@ -5,9 +5,11 @@ import dataclasses
 import torch
 
 from kernels.cpu.encode import Dtype, Kind, encode
+from kernels.host_array import BFLOAT16, FLOAT32
 from kernels.program import GatedActivation, Linear, Program
 from services.worker.models.config import ModelConfig
 from services.worker.models.llama import llama
+from tests.support.arrays import to_arrays
 from tests.support.programs import every_op, random_weights
 
 TWO_LAYERS = ModelConfig(
@@ -22,9 +24,8 @@ TWO_LAYERS = ModelConfig(
 
 
 def kinds(program: Program) -> list[int]:
-    return [
-        op.kind for op in encode(program, random_weights(program, torch.float32), torch.float32).ops
-    ]
+    weights = to_arrays(random_weights(program, torch.float32))
+    return [op.kind for op in encode(program, weights, FLOAT32).ops]
 
 
 def test_every_gate_of_a_llama_becomes_part_of_its_linear() -> None:
@@ -55,7 +56,9 @@ def test_a_gate_stays_apart_if_its_input_is_read_again_or_was_activated() -> Non
 def test_only_what_is_multiplied_is_rounded_to_bfloat16() -> None:
     program = every_op()
 
-    encoded = encode(program, random_weights(program, torch.bfloat16), torch.bfloat16)
+    weights = to_arrays(random_weights(program, torch.bfloat16))
+
+    encoded = encode(program, weights, BFLOAT16)
 
     dtypes = dict(zip(program.buffers, (b.dtype for b in encoded.buffers), strict=True))
     assert {name for name, dtype in dtypes.items() if dtype == Dtype.FLOAT32} == {

@@ -1,16 +1,15 @@
 """One launch for mixed parameters draws what the reference draws, id for id."""
 
+import numpy as np
 import pytest
 import torch
 
-from kernels.sampling import (
-    Biases,
-    Penalties,
-    Randomness,
+from kernels.reference_sampler import (
     add_biases_reference,
     add_penalties_reference,
     sample_reference,
 )
+from kernels.sampling import Biases, Penalties, Randomness
 from kernels.triton.sampler import TritonSampler
 from kernels.triton.sampling import sample
 
@@ -21,7 +20,9 @@ def make_logits(num_rows: int, vocab_size: int = VOCAB, seed: int = 0) -> torch.
     return 3 * torch.randn(num_rows, vocab_size, generator=torch.Generator().manual_seed(seed))
 
 
-def make_randomness(num_rows: int, vocab_size: int = VOCAB, **settings: float) -> Randomness:
+def make_randomness(
+    num_rows: int, vocab_size: int = VOCAB, **settings: float
+) -> Randomness[torch.Tensor]:
     def column(name: str, default: float, dtype: torch.dtype) -> torch.Tensor:
         return torch.full((num_rows,), settings.get(name, default), dtype=dtype)
 
@@ -36,19 +37,16 @@ def make_randomness(num_rows: int, vocab_size: int = VOCAB, **settings: float) -
     )
 
 
-def on(device: torch.device, randomness: Randomness) -> Randomness:
-    r = randomness
-    return Randomness(
-        *(x.to(device) for x in (r.temperature, r.top_k, r.top_p, r.min_p, r.seeds, r.positions))
-    )
+def on(device: torch.device, randomness: Randomness[torch.Tensor]) -> Randomness[torch.Tensor]:
+    return randomness.map(lambda column: column.to(device))
 
 
 def run(
     logits: torch.Tensor,
-    randomness: Randomness,
+    randomness: Randomness[torch.Tensor],
     device: torch.device,
-    biases: Biases | None = None,
-    penalties: Penalties | None = None,
+    biases: Biases[torch.Tensor] | None = None,
+    penalties: Penalties[torch.Tensor] | None = None,
 ) -> torch.Tensor:
     out = torch.full((len(logits),), -99, device=device)
     sample(logits.to(device), on(device, randomness), out, biases, penalties)
@@ -98,7 +96,9 @@ def test_rows_have_their_own_parameters(device: torch.device) -> None:
     assert torch.equal(drawn, expected)
 
 
-def make_like(randomness: Randomness, temperature_of: dict[int, float]) -> Randomness:
+def make_like(
+    randomness: Randomness[torch.Tensor], temperature_of: dict[int, float]
+) -> Randomness[torch.Tensor]:
     """The reference takes no temperature of 0: the caller takes the largest logit itself."""
     temperature = randomness.temperature.clone()
     for row, value in temperature_of.items():
@@ -176,18 +176,8 @@ def test_biases_and_penalties_come_before_the_draw(device: torch.device) -> None
         logits,
         randomness,
         device,
-        Biases(*(x.to(device) for x in (biases.rows, biases.token_ids, biases.values))),
-        Penalties(
-            *(
-                x.to(device)
-                for x in (
-                    penalties.rows,
-                    penalties.token_ids,
-                    penalties.repetition,
-                    penalties.subtract,
-                )
-            )
-        ),
+        biases.map(lambda column: column.to(device)),
+        penalties.map(lambda column: column.to(device)),
     )
 
     assert torch.equal(drawn, sample_reference(edited, randomness))
@@ -201,11 +191,11 @@ def test_many_draws_are_the_references(device: torch.device) -> None:
 
 
 def test_the_sampler_draws_some_rows_and_writes_nothing(device: torch.device) -> None:
-    logits, rows = make_logits(7).to(device), torch.tensor([6, 1, 4], device=device)
+    logits, rows = make_logits(7).to(device), np.array([6, 1, 4])
     before = logits.clone()
     randomness = make_randomness(3, top_p=0.9)
 
-    drawn = TritonSampler().sample(logits, rows, on(device, randomness))
+    drawn = TritonSampler().sample(logits, rows, randomness.map(torch.Tensor.numpy))
 
     assert drawn.tolist() == sample_reference(before[rows].cpu(), randomness).tolist()
     assert torch.equal(logits, before)
@@ -217,11 +207,11 @@ def test_the_sampler_finds_the_largest_and_says_nan_if_one_is(device: torch.devi
     logits[1, 7] = float("nan")
     logits[2] = float("-inf")
 
-    ids, largest = (x.cpu() for x in TritonSampler().argmax(logits.to(device)))
+    ids, largest = TritonSampler().argmax(logits.to(device))
 
     assert ids[[0, 3]].tolist() == [5, logits[3].argmax()]
     assert largest[[0, 2]].tolist() == [99.0, float("-inf")]
-    assert largest[1].isnan()
+    assert np.isnan(largest[1])
     assert largest[3] == logits[3].max()
 
 

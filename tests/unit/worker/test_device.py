@@ -8,9 +8,9 @@ import torch
 
 from common.errors import StartupError
 from services.worker import device
-from services.worker.device import num_threads, pick_device, pick_dtype
+from services.worker.device import CPU, num_threads, pick_device, pick_dtype
 
-CPU, GPU = torch.device("cpu"), torch.device("cuda:0")
+GPU = "cuda:0"
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
@@ -20,23 +20,52 @@ def test_without_a_gpu_auto_is_the_cpu_and_cuda_is_refused() -> None:
         pick_device("cuda:1")
 
 
+@pytest.mark.parametrize(
+    ("asked", "num_gpus", "picked"),
+    [("auto", 2, "cuda:0"), ("cuda", 1, "cuda:0"), ("cuda:1", 2, "cuda:1"), ("auto", 0, "cpu")],
+)
+def test_where_there_may_be_a_gpu_torch_is_asked(
+    asked: str, num_gpus: int, picked: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(device, "_GPU_DRIVERS", (tmp_path / "none", tmp_path))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: num_gpus > 0)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: num_gpus)
+
+    assert pick_device(asked) == picked
+
+
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 def test_a_dtype_that_is_asked_for_is_taken(dtype: device.DtypeName) -> None:
-    assert pick_dtype(dtype, CPU, "bfloat16") == getattr(torch, dtype)
+    assert pick_dtype(dtype, CPU, "bfloat16").name == dtype
 
 
 def test_auto_is_the_models_own_dtype_on_a_gpu() -> None:
-    assert pick_dtype("auto", GPU, "float16") == torch.float16
-    assert pick_dtype("auto", GPU, None) == torch.bfloat16
+    assert pick_dtype("auto", GPU, "float16").name == "float16"
+    assert pick_dtype("auto", GPU, None).name == "bfloat16"
 
 
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        ("fpu avx2 avx512_bf16 avx512vl", "bfloat16"),
+        ("fpu amx_bf16", "bfloat16"),
+        ("fpu avx2 avx512f", "float32"),
+    ],
+)
 def test_auto_on_a_cpu_is_bfloat16_only_where_the_cpu_multiplies_it(
-    monkeypatch: pytest.MonkeyPatch,
+    flags: str, expected: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for supported, expected in ((True, torch.bfloat16), (False, torch.float32)):
-        monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda s=supported: s)
-        monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
-        assert pick_dtype("auto", CPU, "bfloat16") == expected
+    info = tmp_path / "cpuinfo"
+    info.write_text(f"processor\t: 0\nflags\t\t: {flags}\nbugs\t\t: avx512_bf16\n")
+    monkeypatch.setattr(device, "_CPU_INFO", info)
+    assert pick_dtype("auto", CPU, "bfloat16").name == expected
+
+
+def test_a_system_that_does_not_say_what_its_cpu_can_do_gets_float32(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(device, "_CPU_INFO", tmp_path / "none")
+    assert pick_dtype("auto", CPU, "bfloat16").name == "float32"
 
 
 def test_threads_are_the_cores_of_the_quota_and_many_cores_spare_one(

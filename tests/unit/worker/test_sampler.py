@@ -18,7 +18,7 @@ VOCAB = 97
 
 
 @pytest.fixture(params=["reference", "cpu"])
-def sampler(request: pytest.FixtureRequest) -> Iterator[Sampler]:
+def sampler(request: pytest.FixtureRequest) -> Iterator[Sampler[torch.Tensor]]:
     with make_sampler(request.param, VOCAB) as made:
         yield made
 
@@ -46,7 +46,7 @@ def ids(sampled: list[Sampled]) -> list[int]:
     return [s.token_id for s in sampled]
 
 
-def test_greedy_takes_the_largest_logit_and_writes_nothing(sampler: Sampler) -> None:
+def test_greedy_takes_the_largest_logit_and_writes_nothing(sampler: Sampler[torch.Tensor]) -> None:
     logits = some_logits(5)
     before = logits.clone()
 
@@ -56,11 +56,11 @@ def test_greedy_takes_the_largest_logit_and_writes_nothing(sampler: Sampler) -> 
     assert torch.equal(logits, before)
 
 
-def test_nothing_is_sampled_for_nobody(sampler: Sampler) -> None:
+def test_nothing_is_sampled_for_nobody(sampler: Sampler[torch.Tensor]) -> None:
     assert sample(some_logits(0), [], sampler) == []
 
 
-def test_a_mixed_batch_is_each_row_alone(sampler: Sampler) -> None:
+def test_a_mixed_batch_is_each_row_alone(sampler: Sampler[torch.Tensor]) -> None:
     kinds: list[dict[str, Any]] = [
         {},
         {"temperature": 1.0, "seed": 4},
@@ -82,7 +82,7 @@ def test_a_mixed_batch_is_each_row_alone(sampler: Sampler) -> None:
     assert torch.equal(logits, before)
 
 
-def test_a_draw_depends_on_seed_and_position(sampler: Sampler) -> None:
+def test_a_draw_depends_on_seed_and_position(sampler: Sampler[torch.Tensor]) -> None:
     logits = torch.zeros(1, VOCAB)
 
     def draw(num_tokens: int, seed: int) -> int:
@@ -95,7 +95,9 @@ def test_a_draw_depends_on_seed_and_position(sampler: Sampler) -> None:
 
 
 @pytest.mark.parametrize("penalty", [0.7, 1.3, 5.0])
-def test_repetition_penalty_is_that_of_transformers(penalty: float, sampler: Sampler) -> None:
+def test_repetition_penalty_is_that_of_transformers(
+    penalty: float, sampler: Sampler[torch.Tensor]
+) -> None:
     logits = some_logits(1, seed=2)
     tokens = [*logits.topk(6).indices[0].tolist(), 3, 3, 90]
     oracle = RepetitionPenaltyLogitsProcessor(penalty)(torch.tensor([tokens]), logits.clone())
@@ -105,7 +107,9 @@ def test_repetition_penalty_is_that_of_transformers(penalty: float, sampler: Sam
     assert ids(sampled) == oracle.argmax(-1).tolist()
 
 
-def test_presence_and_frequency_penalties_count_output_tokens_only(sampler: Sampler) -> None:
+def test_presence_and_frequency_penalties_count_output_tokens_only(
+    sampler: Sampler[torch.Tensor],
+) -> None:
     logits = torch.zeros(1, VOCAB)
     logits[0, 10], logits[0, 20], logits[0, 30] = 5.0, 4.0, 3.0
     in_prompt = a_sequence([10, 10, 20], 3, presence_penalty=2.0, frequency_penalty=2.0)
@@ -120,7 +124,7 @@ def test_presence_and_frequency_penalties_count_output_tokens_only(sampler: Samp
     ) == [20]
 
 
-def test_logit_bias_moves_a_token_up_and_down(sampler: Sampler) -> None:
+def test_logit_bias_moves_a_token_up_and_down(sampler: Sampler[torch.Tensor]) -> None:
     logits = some_logits(1)
     best = int(logits.argmax())
 
@@ -133,7 +137,7 @@ def test_logit_bias_moves_a_token_up_and_down(sampler: Sampler) -> None:
 
 @pytest.mark.parametrize("num_output_tokens", [0, 1, 2, 3])
 def test_stop_tokens_are_masked_until_min_tokens_are_out(
-    num_output_tokens: int, sampler: Sampler
+    num_output_tokens: int, sampler: Sampler[torch.Tensor]
 ) -> None:
     logits = some_logits(1, seed=5)
     stops = logits.topk(3).indices[0].tolist()
@@ -147,7 +151,7 @@ def test_stop_tokens_are_masked_until_min_tokens_are_out(
     assert ids(sampled) == oracle.argmax(-1).tolist()
 
 
-def test_logprobs_are_those_of_the_model_before_any_penalty(sampler: Sampler) -> None:
+def test_logprobs_are_those_of_the_model_before_any_penalty(sampler: Sampler[torch.Tensor]) -> None:
     logits = some_logits(2, seed=6)
     expected = logits.log_softmax(-1)
     best = int(logits[1].argmax())
@@ -168,7 +172,7 @@ def test_logprobs_are_those_of_the_model_before_any_penalty(sampler: Sampler) ->
     assert [value for _, value in logprob.top] == pytest.approx(values.tolist(), abs=1e-5)
 
 
-def test_zero_logprobs_give_the_sampled_token_only(sampler: Sampler) -> None:
+def test_zero_logprobs_give_the_sampled_token_only(sampler: Sampler[torch.Tensor]) -> None:
     logprob = sample(some_logits(1), [a_sequence(logprobs=0)], sampler)[0].logprob
 
     assert logprob is not None
@@ -177,7 +181,7 @@ def test_zero_logprobs_give_the_sampled_token_only(sampler: Sampler) -> None:
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_a_row_that_is_not_finite_is_a_fault_and_the_others_are_not(
-    bad: float, sampler: Sampler
+    bad: float, sampler: Sampler[torch.Tensor]
 ) -> None:
     logits = some_logits(3, seed=7)
     logits[1, 50] = bad
@@ -191,7 +195,7 @@ def test_a_row_that_is_not_finite_is_a_fault_and_the_others_are_not(
     assert isinstance(sampled[2].message(8), SampledToken)
 
 
-def test_a_top_k_beyond_the_vocabulary_is_no_limit(sampler: Sampler) -> None:
+def test_a_top_k_beyond_the_vocabulary_is_no_limit(sampler: Sampler[torch.Tensor]) -> None:
     logits = some_logits(1)
 
     wide = sample(logits, [a_sequence(temperature=1.0, top_k=10**6, seed=9)], sampler)
@@ -199,7 +203,7 @@ def test_a_top_k_beyond_the_vocabulary_is_no_limit(sampler: Sampler) -> None:
     assert wide == sample(logits, [a_sequence(temperature=1.0, seed=9)], sampler)
 
 
-def test_a_request_that_forbids_every_token_fails_alone(sampler: Sampler) -> None:
+def test_a_request_that_forbids_every_token_fails_alone(sampler: Sampler[torch.Tensor]) -> None:
     logits = some_logits(4, seed=8)
     everything: dict[str, Any] = {"min_tokens": 5, "stop_token_ids": tuple(range(VOCAB))}
     sequences = [

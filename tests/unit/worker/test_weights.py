@@ -1,6 +1,7 @@
 """Checkpoints in one file and in shards, and everything that can be wrong with one."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -8,13 +9,14 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from common.errors import StartupError
+from kernels.host_array import BFLOAT16, FLOAT16, FLOAT32, Dtype
 from services.worker.models.config import read_config
 from services.worker.models.model import Model
 from services.worker.models.registry import make_model
-from services.worker.weights import load_weights
+from services.worker.torch_backends import to_tensor
+from services.worker.weights import Weights
 from tests.support.tiny_models import make_tiny, make_tiny_llama
 
-CPU = torch.device("cpu")
 Q_PROJ = "model.layers.1.self_attn.q_proj.weight"
 
 
@@ -28,8 +30,9 @@ def declared(directory: Path) -> Model:
     return make_model(read_config(directory))
 
 
-def load(directory: Path, dtype: torch.dtype = torch.float32) -> dict[str, torch.Tensor]:
-    return load_weights(directory, declared(directory), dtype, CPU)
+def load(directory: Path, dtype: Dtype = FLOAT32) -> dict[str, torch.Tensor]:
+    weights = Weights(directory, declared(directory), dtype)
+    return {name: to_tensor(weight) for name, weight in weights.items()}
 
 
 def rewrite(directory: Path, tensors: dict[str, torch.Tensor]) -> None:
@@ -95,24 +98,50 @@ def test_shards_load_like_one_file(checkpoint: Path) -> None:
 def test_tensors_are_converted_on_their_way(checkpoint: Path) -> None:
     exact = load(checkpoint)
 
-    narrow = load(checkpoint, torch.bfloat16)
+    bfloat16, float16 = load(checkpoint, BFLOAT16), load(checkpoint, FLOAT16)
 
-    assert all(torch.equal(narrow[name], exact[name].bfloat16()) for name in exact)
+    assert all(torch.equal(bfloat16[name], exact[name].bfloat16()) for name in exact)
+    assert all(torch.equal(float16[name], exact[name].half()) for name in exact)
 
 
-def test_progress_counts_every_tensor(checkpoint: Path) -> None:
+@pytest.mark.parametrize("stored", [torch.bfloat16, torch.float16, torch.float64])
+def test_files_may_hold_other_dtypes(checkpoint: Path, stored: torch.dtype) -> None:
+    tensors = load_file(checkpoint / "model.safetensors")
+    rewrite(checkpoint, {name: tensor.to(stored) for name, tensor in tensors.items()})
+
+    weights = load(checkpoint, BFLOAT16)
+
+    expected = tensors[Q_PROJ].to(stored).bfloat16()
+    assert torch.equal(weights["layers.1.qkv"][: len(expected)], expected)
+
+
+def test_what_float16_cannot_hold_is_infinite(checkpoint: Path) -> None:
+    tensors = load_file(checkpoint / "model.safetensors")
+    tensors["model.norm.weight"][3] = 1e6
+    rewrite(checkpoint, tensors)
+
+    assert load(checkpoint, FLOAT16)["norm"][3] == torch.inf
+
+
+def test_a_dtype_that_is_no_plain_number_is_named(checkpoint: Path) -> None:
+    tensors = load_file(checkpoint / "model.safetensors")
+    tensors[Q_PROJ] = tensors[Q_PROJ].to(torch.float8_e4m3fn)
+    rewrite(checkpoint, tensors)
+
+    with pytest.raises(StartupError, match=r"q_proj.weight has dtype F8_E4M3; supported are"):
+        load(checkpoint)
+
+
+def test_a_weight_is_read_when_it_is_asked_for_and_counted(checkpoint: Path) -> None:
     calls: list[tuple[int, int]] = []
-
-    load_weights(
-        checkpoint,
-        declared(checkpoint),
-        torch.float32,
-        CPU,
-        lambda done, total: calls.append((done, total)),
+    weights = Weights(
+        checkpoint, declared(checkpoint), FLOAT32, lambda done, total: calls.append((done, total))
     )
 
-    count = len(load_file(checkpoint / "model.safetensors"))
-    assert calls == [(i, count) for i in range(1, count + 1)]
+    assert calls == []
+    assert dict(weights).keys() == weights.keys()
+
+    assert calls == [(i, len(weights)) for i in range(1, len(weights) + 1)]
 
 
 def test_missing_and_unexpected_tensors_are_named(checkpoint: Path) -> None:
@@ -164,7 +193,29 @@ def test_a_damaged_file_is_refused(checkpoint: Path) -> None:
     path = checkpoint / "model.safetensors"
     path.write_bytes(path.read_bytes()[:1000])
 
-    with pytest.raises(StartupError, match="cannot read the weights"):
+    with pytest.raises(StartupError, match=r"cannot read the weights .*model.safetensors"):
+        load(checkpoint)
+
+
+def test_a_file_that_shrinks_while_it_is_read_is_refused(checkpoint: Path) -> None:
+    path = checkpoint / "model.safetensors"
+    weights = Weights(checkpoint, declared(checkpoint), FLOAT32)
+    os.truncate(path, path.stat().st_size // 2)
+
+    with pytest.raises(StartupError, match=r"model.safetensors: it has become shorter"):
+        dict(weights)
+
+
+def test_a_tensor_that_an_index_puts_in_the_wrong_shard_is_named(checkpoint: Path) -> None:
+    files = shard(checkpoint)
+    path = checkpoint / "model.safetensors.index.json"
+    index = json.loads(path.read_text())
+    index["weight_map"]["model.norm.weight"] = next(
+        file for file in files if file != index["weight_map"]["model.norm.weight"]
+    )
+    path.write_text(json.dumps(index))
+
+    with pytest.raises(StartupError, match=r"model-0000.*: no model.norm.weight, which model.safe"):
         load(checkpoint)
 
 
