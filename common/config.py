@@ -186,6 +186,20 @@ class SchedulerOptions(BaseModel):
     max_queued_tokens: int | None = Field(
         None, ge=1, description="uncomputed prompt tokens waiting at once; more get a 503"
     )
+    record_seconds: float = Field(
+        300.0,
+        ge=0,
+        allow_inf_nan=False,
+        description="keep a record of all decisions for so long, to be replayed; 0 = none",
+    )
+    record_bytes: ByteSize = Field(
+        ByteSize(64 * MIB), ge=0, description="memory for that record at most; 0 = none"
+    )
+    record_dir: Path | None = Field(
+        None,
+        description="where the record is written on a crash or on SIGUSR1, token ids of prompts "
+        "and outputs in it; default: splitfuse/records in ~/.local/state",
+    )
 
     @model_validator(mode="after")
     def _only_splitfuse_cuts_prompts(self) -> Self:

@@ -56,6 +56,7 @@ from services.scheduler.events import (
 )
 from services.scheduler.metrics import SchedulerMetrics
 from services.scheduler.policies import make_policy
+from services.scheduler.recording import Recording
 
 TICK_S = 1.0
 
@@ -77,6 +78,7 @@ class SchedulerService:
         self._make_link = make_link or (lambda: Inbox(config.bind, identity, config))
         self._clock = clock or MonotonicClock()
         self._core = SchedulerCore(core_options(config))
+        self._recording = Recording.of(config, identity.name, self._core, self._clock.now())
         self._metrics = SchedulerMetrics(self._clock.now())
         self._link: Link | None = None
         self._status = Heartbeat(ready=False, draining=False)
@@ -98,6 +100,8 @@ class SchedulerService:
 
     async def start(self) -> None:
         self._link = self._make_link()
+        if self._recording is not None:
+            self._recording.listen()
 
     async def run(self) -> None:
         async with asyncio.TaskGroup() as tasks:
@@ -111,6 +115,8 @@ class SchedulerService:
     async def stop(self, reason: str) -> None:
         if self._link is not None:
             await self._link.close(reason)
+        if self._recording is not None:
+            await self._recording.close()
 
     async def _serve(self) -> None:
         link = self._open_link
@@ -130,11 +136,22 @@ class SchedulerService:
         for worker in list(self._unsent):
             self._send_plans(worker)
         self._note(event)
-        instructions = self._core.handle(event, self._clock.now())
+        now = self._clock.now()
+        instructions = self._handle(event, now)
         lost = [owner for i in instructions if (owner := self._perform(i)) is not None]
+        if self._recording is not None:  # when everyone has what they wait for
+            self._recording.note(event, now, instructions)
         for owner in dict.fromkeys(lost):
             logger.warning("tokenizer does not read, its requests are cancelled", peer=owner)
             self.feed(OwnerLost(owner))
+
+    def _handle(self, event: Event, now: float) -> list[Instruction]:
+        try:
+            return self._core.handle(event, now)
+        except Exception as error:
+            if self._recording is not None:
+                self._recording.crashed(event, now, error)
+            raise
 
     def _note(self, event: Event) -> None:
         """What an event means beyond the core."""
