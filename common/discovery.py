@@ -5,6 +5,7 @@ the wanted kind in it. Both are looked up again and again; nothing is registered
 """
 
 import asyncio
+import os
 import socket
 from collections.abc import Iterable
 from pathlib import Path
@@ -37,11 +38,10 @@ async def find_endpoints(address: str, kind: ServiceKind) -> frozenset[str]:
         OSError: the name cannot be resolved, or the directory cannot be read.
     """
     if address.startswith("ipc://"):
-        directory = Path(address.removeprefix("ipc://"))
-        sockets = await asyncio.to_thread(
-            lambda: [p for p in directory.iterdir() if p.name.startswith(f"{kind}-")]
-        )
-        return frozenset(f"ipc://{path}" for path in sockets if path.suffix == SOCKET_SUFFIX)
+        directory = address.removeprefix("ipc://")
+        # Here and now: handing it to a thread and back takes longer than a local directory does.
+        names = [name for name in os.listdir(directory) if name.startswith(f"{kind}-")]
+        return frozenset(f"{address}/{name}" for name in names if name.endswith(SOCKET_SUFFIX))
     host, port = split_tcp(address)
     loop = asyncio.get_running_loop()
     records = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)

@@ -35,7 +35,8 @@ EXIT_OK: Final = 0
 EXIT_CRASH: Final = 1
 EXIT_START: Final = 3
 
-_BEAT_S: Final = 0.25
+_BEAT_S: Final = 1.0
+_BEAT_UNREADY_S: Final = 0.25  # whoever waits for it asks often
 _IDLE_CHECK_S: Final = 0.02
 _STOP_LIMIT_S: Final = 3.0  # a terminal waits for Ctrl-C
 
@@ -185,8 +186,9 @@ def _probe(config: ServiceOptions, health: Health) -> Iterator[None]:
 
 async def _beat(service: Service, started: asyncio.Event, health: Health) -> None:
     while True:
-        health.beat(ready=started.is_set() and service.is_ready)
-        await asyncio.sleep(_BEAT_S)
+        ready = started.is_set() and service.is_ready
+        health.beat(ready)
+        await asyncio.sleep(_BEAT_S if ready else _BEAT_UNREADY_S)
 
 
 async def _serve(

@@ -37,7 +37,9 @@ from common.socket_directory import prepare_directory
 logger = structlog.get_logger(__name__)
 
 DNS_PERIOD_S: Final = 2.0
-DIRECTORY_PERIOD_S: Final = 0.25  # listing one costs 0.1 ms, and a restart is noticed soon
+DIRECTORY_PERIOD_S: Final = 0.25  # listing one costs 0.02 ms, and a restart is noticed soon
+DIRECTORY_QUIET_PERIOD_S: Final = 1.0  # once the same peers have been up for so long:
+DIRECTORY_SETTLED_S: Final = 5.0
 
 # Messages per direction inside ZeroMQ; few, because it does not count bytes.
 SOCKET_HWM: Final = 64
@@ -100,7 +102,7 @@ class _Wire:
 
     def _look(self) -> None:
         """Asking lets ZeroMQ do its own work, re-arms the edge, and is cheaper than a vain read."""
-        self._may_be_read = bool(self.socket.getsockopt(zmq.EVENTS) & zmq.POLLIN)
+        self._may_be_read = bool(int(self.socket.getsockopt(zmq.EVENTS)) & zmq.POLLIN)
 
 
 class _Monitor:
@@ -312,6 +314,8 @@ class Outbox(LinkEnd[int]):
         self._book = AddressBook()
         self._dealers: dict[int, _Dealer] = {}
         self._numbers = itertools.count()
+        self._peers_seen: frozenset[str] = frozenset()
+        self._peers_seen_at = self._clock.now()
         self._discovery = asyncio.create_task(self._discover())
         self._discovery.add_done_callback(_raise_failure)
 
@@ -326,8 +330,6 @@ class Outbox(LinkEnd[int]):
         await asyncio.to_thread(self._context.term)
 
     async def _discover(self) -> None:
-        is_local = self._address.startswith("ipc://")
-        period_s = DIRECTORY_PERIOD_S if is_local else DNS_PERIOD_S
         while True:
             try:
                 endpoints = await find_endpoints(self._address, DOWNSTREAM[self._identity.kind])
@@ -339,7 +341,16 @@ class Outbox(LinkEnd[int]):
                 self._once.forget("discovery")
             self._leave(self._book.found(endpoints))
             self._dial()
-            await asyncio.sleep(period_s)
+            await asyncio.sleep(self._discovery_period_s())
+
+    def _discovery_period_s(self) -> float:
+        if not self._address.startswith("ipc://"):
+            return DNS_PERIOD_S
+        now, peers = self._clock.now(), frozenset(self._table.peers)
+        if peers != self._peers_seen or not peers:
+            self._peers_seen, self._peers_seen_at = peers, now
+        is_settled = now - self._peers_seen_at > DIRECTORY_SETTLED_S
+        return DIRECTORY_QUIET_PERIOD_S if is_settled else DIRECTORY_PERIOD_S
 
     def _leave(self, unlisted: frozenset[str]) -> None:
         """Stop dialling what is not listed any more; a peer that is up is believed instead."""

@@ -27,6 +27,8 @@ from services.gateway.streams import GatewayState
 
 # How exactly deadlines are kept, and how soon an interrupted stream is offered again.
 TICK_S = 0.1
+# The same while nothing is in work: a deadline that short may be kept so late.
+IDLE_TICK_S = 0.5
 
 logger = structlog.get_logger(__name__)
 
@@ -116,7 +118,8 @@ class Mesh:
         while True:
             self._handle(Tick())
             self.report_status()
-            await asyncio.sleep(TICK_S)
+            is_quiet = self.is_idle and self.state.is_ready
+            await asyncio.sleep(IDLE_TICK_S if is_quiet else TICK_S)
 
     def report_status(self) -> None:
         """Tell the peers and the metrics how we are."""

@@ -41,6 +41,7 @@ ENCODE_THREADS = 2
 # Prompts that may be in the threads' queue before gateways are not read any more.
 MAX_NUM_ENCODING = 256
 TICK_S = 0.25
+IDLE_TICK_S = 1.0  # while no request is here
 # Until what a full link did not take is tried again.
 RETRY_S = 0.02
 
@@ -181,10 +182,15 @@ class _Running:
 
     async def _tick(self) -> None:
         while True:
-            await asyncio.sleep(RETRY_S if self._state.has_unsent else TICK_S)
+            await asyncio.sleep(self._pause_s())
             self._handle(Tick())
             self._announce()
             self._export()
+
+    def _pause_s(self) -> float:
+        if self._state.has_unsent:
+            return RETRY_S
+        return IDLE_TICK_S if self.is_idle and self._state.status.ready else TICK_S
 
     def _handle(self, event: Event) -> None:
         """Feed the state, and feed it what the links refuse of its actions."""
