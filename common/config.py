@@ -240,6 +240,11 @@ class WorkerOptions(BaseModel):
     cpu_library_dir: Path | None = Field(
         None, description="where `python -m kernels.cpu.build` put the cpu backend; else compiled"
     )
+    calibrate: bool = Field(
+        True,
+        description="measure passes for 2 s at the first start, and keep the result in the cache: "
+        "schedulers then know from the beginning what a pass takes",
+    )
 
 
 class Settings(BaseSettings):

@@ -57,11 +57,16 @@ def probe_target() -> Target:
     return Target("probe", (SOURCES / _PROBE,))
 
 
-def default_directory() -> Path:
-    """In $SPLITFUSE_CACHE, else in `splitfuse` of $XDG_CACHE_HOME or ~/.cache."""
+def cache_root() -> Path:
+    """$SPLITFUSE_CACHE, else `splitfuse` in $XDG_CACHE_HOME or ~/.cache; it may not exist yet."""
     base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
     root = os.environ.get("SPLITFUSE_CACHE") or f"{base}/splitfuse"
-    return Path(root).expanduser().absolute() / "cpu"
+    return Path(root).expanduser().absolute()
+
+
+def default_directory() -> Path:
+    """Where compiled libraries are kept for this user."""
+    return cache_root() / "cpu"
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,6 +8,7 @@ import asyncio
 from collections import deque
 from collections.abc import Callable, Mapping
 
+import msgspec
 import structlog
 
 from common.clock import Clock, MonotonicClock
@@ -16,6 +17,7 @@ from common.link import Link, LinkEvent, Peer, PeerDown, Received
 from common.messages import AnyMessage, Heartbeat, StepPlan, StepResult
 from common.metrics import ITL_BUCKETS_S, counter, gauge, histogram
 from common.transport import Outbox
+from services.worker.calibration_store import known_or_measured
 from services.worker.device_thread import DeviceThread, Outcome
 from services.worker.engine import Engine
 from services.worker.schedulers import choose_scheduler
@@ -96,8 +98,14 @@ class WorkerService:
             await self._link.close(reason)
 
     def _load(self) -> Engine:
-        config, device = self._config, self._device
-        return Engine(config.model, config, config.max_model_len, device.stop_if_asked)
+        config, checkpoint = self._config, self._device.stop_if_asked
+        engine = Engine(config.model, config, config.max_model_len, checkpoint)
+        if config.calibrate:
+            calibration = known_or_measured(
+                engine, config.model, config, self._clock.now, checkpoint
+            )
+            engine.join = msgspec.structs.replace(engine.join, calibration=calibration)
+        return engine
 
     def _report(self, link: Link) -> None:
         link.set_status(Heartbeat(ready=not self._draining, draining=self._draining))

@@ -76,10 +76,11 @@ class BusyLink(MemoryLink):
 class Mesh:
     """A running worker, the schedulers' side of its link, and its clock."""
 
-    def __init__(self, model: Path) -> None:
+    def __init__(self, model: Path, *flags: str) -> None:
         config = load_config(
             WorkerConfig,
             [
+                *(flags or ("--no-calibrate",)),
                 *("--model", str(model), "--scheduler-address", "ipc:///unused"),
                 *("--dtype", "float32", "--device", "cpu", "--cpu-threads", "1"),
                 *("--block-size", "8", "--kv-cache-memory", "1MiB"),
@@ -99,8 +100,8 @@ class Mesh:
 
 
 @asynccontextmanager
-async def running(model: Path) -> AsyncIterator[Mesh]:
-    mesh = Mesh(model)
+async def running(model: Path, *flags: str) -> AsyncIterator[Mesh]:
+    mesh = Mesh(model, *flags)
     await mesh.service.start()
     serving = asyncio.create_task(mesh.service.run())
     try:
@@ -151,6 +152,25 @@ def test_it_loads_then_joins_the_scheduler_with_fewest_workers(model: Path) -> N
         assert (join.block_size, join.dtype, join.max_model_len) == (8, "float32", 256)
 
     scenario(test, model)
+
+
+@pytest.mark.parametrize(("flag", "is_told"), [("--calibrate", True), ("--no-calibrate", False)])
+def test_it_tells_the_scheduler_what_passes_cost_unless_that_was_not_measured(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flag: str, is_told: bool
+) -> None:
+    monkeypatch.setenv("SPLITFUSE_CACHE", str(tmp_path))
+
+    async def joining() -> WorkerJoin:
+        async with running(model, flag) as mesh:
+            mesh.link.peer_up(ALICE, IDLE)
+            _, join = await mesh.answer(0)
+            assert isinstance(join, WorkerJoin)
+            return join
+
+    join = asyncio.run(joining())
+
+    assert bool(join.calibration) == is_told
+    assert all(timing.step_ns > 0 for timing in join.calibration)
 
 
 def test_it_stays_with_its_scheduler_when_another_comes(model: Path) -> None:

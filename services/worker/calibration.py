@@ -1,0 +1,251 @@
+"""What passes cost on this device, measured before the first request: a second or two.
+
+The passes run through the engine as a scheduler's would, on one made-up document, whose KV its
+chunks write. Decodes attend to blocks of their own: contexts that share blocks would come from the
+CPU's caches and look cheaper by a quarter. So would blocks that nobody ever wrote, which share one
+page of zeros; that is why each of these is written once, and why there are not more of them.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from itertools import count
+from typing import Final
+
+from common.messages import (
+    Chunk,
+    NewSequence,
+    SamplingParams,
+    StepPlan,
+    StepRejected,
+    StepTiming,
+    WorkerJoin,
+)
+from common.token_ids import pack_ids
+from services.worker.engine import Engine
+
+TIME_LIMIT_S: Final = 1.5  # passes that would probably end later are left out
+ROUNDS: Final = 5
+_GREEDY: Final = SamplingParams(temperature=0.0)
+
+
+@dataclass(frozen=True, slots=True)
+class Pass:
+    """Decodes that are alike, and a chunk of a prompt; either may be missing."""
+
+    num_decodes: int = 0
+    decode_context: int = 0  # tokens before the one that each brings, cut to whole blocks
+    num_prompt_tokens: int = 0
+    prompt_context: int = 0  # tokens before the chunk
+    sample: bool = False  # the chunk is its prompt's last
+
+    @property
+    def num_tokens(self) -> int:
+        return self.num_decodes + self.num_prompt_tokens
+
+    @property
+    def document_tokens(self) -> int:
+        """How long the document must be."""
+        return self.prompt_context + self.num_prompt_tokens
+
+
+#: A token for each block that decodes attend to, of which the engine says how many there are.
+WRITE_CONTEXTS: Final = Pass()
+#: In an order in which each finds its context written, the longest ones last. Between them they
+#: tell all that time depends on: tokens, few and many sequences, short and long contexts, logits.
+#: Decodes have 136 blocks of 16 tokens, the document 64: for SmolLM2-135M 75 MB of KV in all.
+STARTUP_PASSES: Final = (
+    Pass(num_prompt_tokens=8),
+    Pass(num_prompt_tokens=32, sample=True),
+    Pass(num_prompt_tokens=128),
+    WRITE_CONTEXTS,
+    Pass(1, 64),
+    Pass(1, 1008),
+    Pass(2, 1008),
+    Pass(4, 512),
+    Pass(8, 32),
+    Pass(8, 256),
+    Pass(16, 112),
+    Pass(32, 16),
+    Pass(32, 48),
+    Pass(64, 16),
+    Pass(num_prompt_tokens=512, sample=True),
+    Pass(num_prompt_tokens=512, prompt_context=512),
+    Pass(num_prompt_tokens=128, prompt_context=896),
+    Pass(num_prompt_tokens=32, prompt_context=992, sample=True),
+    Pass(8, 256, num_prompt_tokens=120, prompt_context=512),
+)
+
+
+def curve_passes(sizes: Iterable[int], contexts: Iterable[int]) -> tuple[Pass, ...]:
+    """A chunk of each size behind each context, as far as the document reaches."""
+    return tuple(
+        Pass(num_prompt_tokens=size, prompt_context=context)
+        for context in sorted(contexts)
+        for size in sorted(sizes)
+    )
+
+
+def calibrate(
+    engine: Engine,
+    now: Callable[[], float],
+    passes: Sequence[Pass] = STARTUP_PASSES,
+    *,
+    time_limit_s: float = TIME_LIMIT_S,
+    rounds: int = ROUNDS,
+    checkpoint: Callable[[], None] = lambda: None,
+) -> dict[Pass, StepTiming]:
+    """Measure passes on an engine without sequences, and leave it so.
+
+    Args:
+        now: seconds, monotonic.
+        passes: those that the engine's cache and lengths cannot hold are left out.
+        time_limit_s: after so long no pass begins; one that would take longer, judging by those
+            before it, is left out.
+        rounds: how often each runs at most, as long as it has not taken more than its share of
+            the time; its timing is the lower median.
+        checkpoint: called before each pass; may raise to give up.
+
+    Returns:
+        The timing of each pass that ran, in the order of `passes`; of WRITE_CONTEXTS under a pass
+        that says how many tokens it had.
+    """
+    document = _Document(engine.join, passes)
+    possible = document.fitting(passes)
+    timings: dict[Pass, list[StepTiming]] = {p: [] for p in possible}
+    deadline, share_ns = now() + time_limit_s, 1e9 * time_limit_s / max(len(possible), 1)
+    for chosen in (p for _ in range(rounds) for p in possible):
+        checkpoint()
+        measured = timings[chosen]
+        # The first time counts little: memory and code are touched for the first time, too.
+        has_share = len(measured) < 2 or sum(t.step_ns for t in measured[1:]) < share_ns
+        if has_share and now() + _expected_s(chosen, timings) <= deadline:
+            measured.append(_run(engine, document.plan(chosen)))
+    engine.reset()
+    return {p: _lower_median(measured) for p, measured in timings.items() if measured}
+
+
+def room_tokens(join: WorkerJoin) -> int:
+    """The longest context that a calibration at start measures, as far as this worker has room."""
+    return _Document(join, STARTUP_PASSES).room_tokens
+
+
+class _Document:
+    """Tokens and blocks that passes are made of.
+
+    The cache's first blocks are the document's, the next ones belong to decodes.
+
+    Args:
+        join: what the engine can hold.
+        passes: what it is to hold.
+    """
+
+    def __init__(self, join: WorkerJoin, passes: Sequence[Pass]) -> None:
+        self._block_size = join.block_size
+        self._vocab_size = join.vocab_size
+        self._max_num_seqs = join.max_num_seqs // 2  # those of two passes are known at once
+        length = max((p.document_tokens for p in passes), default=0)
+        num_blocks = min(-(-length // join.block_size), -(-join.num_blocks // 2))
+        num_others = max(map(self._num_blocks, passes), default=0)
+        num_others = min(num_others, join.num_blocks - num_blocks, self._max_num_seqs)
+        self._blocks = range(num_blocks)
+        self._contexts = range(num_blocks, num_blocks + num_others)
+        #: of which the last is known and not computed: a chunk that does not sample ends before it
+        self.room_tokens = min(num_blocks * join.block_size, join.max_model_len - 1)
+        self._ids = count(1)  # of steps and of sequences
+        self._last_sequences: list[int] = []
+
+    def fitting(self, passes: Iterable[Pass]) -> list[Pass]:
+        """Those of which the cache can hold the blocks, and the model takes the lengths."""
+        contexts_written = Pass(num_decodes=len(self._contexts))
+        return [
+            chosen
+            for wanted in passes
+            if self._holds(chosen := contexts_written if wanted is WRITE_CONTEXTS else wanted)
+        ]
+
+    def plan(self, wanted: Pass) -> StepPlan:
+        """The next step: this pass, of sequences made for it; those of the last one are dropped."""
+        context = wanted.decode_context // self._block_size * self._block_size
+        work = [(self._decode(context, number), 1) for number in range(wanted.num_decodes)]
+        if wanted.num_prompt_tokens:
+            length = wanted.prompt_context + wanted.num_prompt_tokens + (not wanted.sample)
+            prompt = self._sequence(length, wanted.prompt_context, self._blocks)
+            work.append((prompt, wanted.num_prompt_tokens))
+        return self._plan(work)
+
+    def _plan(self, work: Sequence[tuple[NewSequence, int]]) -> StepPlan:
+        """So many tokens of each; who comes to its end samples."""
+        dropped, self._last_sequences = self._last_sequences, [n.sequence_id for n, _ in work]
+        chunks = tuple(
+            Chunk(
+                new.sequence_id,
+                new.num_computed_tokens,
+                num_tokens,
+                b"",
+                new.num_computed_tokens + num_tokens == new.num_prompt_tokens,
+            )
+            for new, num_tokens in work
+        )
+        return StepPlan(next(self._ids), chunks, tuple(new for new, _ in work), tuple(dropped))
+
+    def _num_blocks(self, wanted: Pass) -> int:
+        """Blocks of the decodes together."""
+        return wanted.num_decodes * (wanted.decode_context // self._block_size + 1)
+
+    def _holds(self, wanted: Pass) -> bool:
+        return (
+            wanted.num_tokens > 0
+            and max(wanted.document_tokens, wanted.decode_context) <= self.room_tokens
+            and wanted.num_decodes <= self._max_num_seqs
+            and self._num_blocks(wanted) <= len(self._contexts)
+        )
+
+    def _decode(self, context: int, number: int) -> NewSequence:
+        """A sequence on blocks that no other has, the last for the token that it brings."""
+        length = context // self._block_size + 1
+        blocks = self._contexts[number * length : (number + 1) * length]
+        return self._sequence(context + 1, context, blocks)
+
+    def _sequence(self, length: int, num_computed: int, blocks: Sequence[int]) -> NewSequence:
+        # A stride coprime to nearly every vocabulary: embeddings and experts are all visited.
+        token_ids = [7919 * position % self._vocab_size for position in range(length)]
+        return NewSequence(
+            next(self._ids), pack_ids(token_ids), length, num_computed, pack_ids(blocks), _GREEDY
+        )
+
+
+def _run(engine: Engine, plan: StepPlan) -> StepTiming:
+    result = engine.step(plan)
+    if isinstance(result, StepRejected):
+        raise RuntimeError(f"a pass of the calibration was refused: {result.reason}")
+    return StepTiming(*_counts(plan.chunks), result.step_ns)
+
+
+def _counts(chunks: Sequence[Chunk]) -> tuple[int, int, int, int, int]:
+    """Tokens, context, attended tokens, sequences and rows of logits."""
+    ends = [c.num_computed_tokens + c.num_tokens for c in chunks]
+    attended = sum(
+        c.num_tokens * (c.num_computed_tokens + end + 1) // 2
+        for c, end in zip(chunks, ends, strict=True)
+    )
+    num_tokens = sum(c.num_tokens for c in chunks)
+    return num_tokens, sum(ends), attended, len(chunks), sum(c.sample for c in chunks)
+
+
+def _expected_s(wanted: Pass, timings: dict[Pass, list[StepTiming]]) -> float:
+    """Seconds that it took, else as many per token as the largest pass before it; 0 if none ran."""
+    if known := timings[wanted]:
+        return known[-1].step_ns / 1e9
+    largest = max(
+        (t for measured in timings.values() for t in measured),
+        key=lambda t: t.num_tokens,
+        default=None,
+    )
+    if largest is None:
+        return 0.0
+    return largest.step_ns / 1e9 * max(1.0, wanted.num_tokens / largest.num_tokens)
+
+
+def _lower_median(measured: Sequence[StepTiming]) -> StepTiming:
+    """Other work on the machine makes passes slower, never faster."""
+    return sorted(measured, key=lambda t: t.step_ns)[(len(measured) - 1) // 2]
