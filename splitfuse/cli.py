@@ -18,6 +18,21 @@ from splitfuse.restart_policy import EXIT_CANNOT_START
 EXIT_INTERRUPTED = 130
 SERVICES = ("gateway", "tokenizer", "scheduler", "worker")
 
+# Tools that run the scheduler's core without a mesh: module, arguments before the person's, help.
+TOOLS: dict[str, tuple[str, tuple[str, ...], str]] = {
+    "simulate": (
+        "services.scheduler.simulation",
+        ("simulate",),
+        "what a load would do, on a virtual clock",
+    ),
+    "plan": (
+        "services.scheduler.simulation",
+        ("plan",),
+        "how many replicas, and which settings, a load needs",
+    ),
+    "replay": ("services.scheduler.replay", (), "decide again what a scheduler recorded"),
+}
+
 
 def run(argv: Sequence[str]) -> int:
     """Run one verb; returns the exit code."""
@@ -26,7 +41,10 @@ def run(argv: Sequence[str]) -> int:
         return 0 if argv else EXIT_CONFIG
     verb, *rest = argv
     if verb in SERVICES:
-        _become_service(verb, rest)
+        _become(f"services.{verb}", rest)
+    if verb in TOOLS:
+        module, before, _ = TOOLS[verb]
+        _become(module, [*before, *rest])
     if verb == "--version":
         verb = "version"
     if verb not in VERBS:
@@ -45,9 +63,9 @@ def run(argv: Sequence[str]) -> int:
         return EXIT_INTERRUPTED
 
 
-def _become_service(name: str, argv: Sequence[str]) -> None:
-    """Replace this process, so that signals and exit codes are the service's own."""
-    command = [*python_command(f"services.{name}"), *argv]
+def _become(module: str, argv: Sequence[str]) -> None:
+    """Replace this process, so that signals and exit codes are the module's own."""
+    command = [*python_command(module), *argv]
     os.execve(command[0], command, python_environment(os.environ))  # noqa: S606  our own
 
 
@@ -65,6 +83,12 @@ def _chat(argv: Sequence[str]) -> int:
     from splitfuse.chat import chat
 
     return chat(config)
+
+
+def _bench(argv: Sequence[str]) -> int:
+    from splitfuse.bench.cli import bench
+
+    return bench(argv)
 
 
 def _fetch(argv: Sequence[str]) -> int:
@@ -114,6 +138,7 @@ VERBS: dict[str, tuple[Callable[[Sequence[str]], int], str]] = {
     "serve": (_serve, "serve a model on this machine: all four services"),
     "chat": (_chat, "chat in the terminal with a running server"),
     "stop": (_stop, "end a server on this machine"),
+    "bench": (_bench, "measure servers under load, compare scheduling policies"),
     "fetch": (_fetch, "fetch a model without serving it"),
     "keys": (_keys, "make the keys that encrypt tcp links of a mesh"),
     "version": (_version, "print the version"),
@@ -123,4 +148,5 @@ VERBS: dict[str, tuple[Callable[[Sequence[str]], int], str]] = {
 def _help() -> str:
     lines = ["usage: splitfuse VERB [options]   (splitfuse VERB --help lists them)", ""]
     lines += [f"  {verb:<12}{help_text}" for verb, (_, help_text) in VERBS.items()]
+    lines += [f"  {verb:<12}{help_text}" for verb, (_, _, help_text) in TOOLS.items()]
     return "\n".join([*lines, f"  {' | '.join(SERVICES)}   run one service"])

@@ -37,7 +37,9 @@ def serving(peer: Peer, places: Places, extra_flags: tuple[str, ...] = ()) -> It
     ready_url = f"http://127.0.0.1:{here.port}{peer.ready}"
     log = places.home(peer) / "server.log"
     try:
-        with server_process(peer.name, command, environ, ready_url, log) as process:
+        with server_process(
+            peer.name, command, environ, ready_url, log, cwd=log.parent, is_watched=True
+        ) as process:
             model = peer.served_name.format_map(here.values(peer))
             yield Server(peer, model, here.port, process.tree, process.began, process.startup_s)
     except StartupError as error:

@@ -14,27 +14,33 @@ TERM_S = 15.0  # to end by itself before it is killed
 class ProcessTree:
     """Everything that descends from a process which leads a session of its own.
 
-    Watched by a thread from `__enter__` on; at the end of the block nothing of it is alive.
+    At the end of the block nothing of it is alive.
+
+    Args:
+        is_watched: look at it twice a second, for some milliseconds each: then the peak of its
+            memory is known, and the processor time of what came and went.
     """
 
-    def __init__(self, root: psutil.Popen) -> None:
+    def __init__(self, root: psutil.Popen, *, is_watched: bool) -> None:
         self.root = root
-        self.peak_rss_bytes = (
-            0  # sum over the processes alive at one moment; shared pages count twice
-        )
+        #: sum over the processes alive at one moment that was looked at; shared pages count twice
+        self.peak_rss_bytes = 0
         self._seen: dict[int, psutil.Process] = {}
         self._cpu_s: dict[int, float] = {}  # last reading: a dead process keeps what it used
         self._lock = threading.Lock()
         self._over = threading.Event()
+        self._is_watched = is_watched
         self._watch = threading.Thread(target=self._poll, daemon=True)
 
     def __enter__(self) -> "ProcessTree":
-        self._watch.start()
+        if self._is_watched:
+            self._watch.start()
         return self
 
     def __exit__(self, *_: object) -> None:
         self._over.set()
-        self._watch.join()
+        if self._is_watched:
+            self._watch.join()
         self.end()
 
     def cpu_s(self) -> float:

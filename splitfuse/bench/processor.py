@@ -44,11 +44,10 @@ class ProcessorClock:
         )
 
     def _read(self) -> tuple[float, float, float, float]:
-        own = psutil.Process().cpu_times()
         per_core = psutil.cpu_times(percpu=True)
         return (
             time.monotonic(),
-            own.user + own.system,
+            time.process_time(),
             0.0 if self._server is None else self._server.cpu_s(),
             sum(busy_seconds(per_core[core]._asdict()) for core in os.sched_getaffinity(0)),
         )

@@ -22,6 +22,7 @@ from splitfuse.bench.machine import Machine, this_machine
 from splitfuse.bench.processor import ProcessorShares
 
 FORMAT = "splitfuse bench 1"
+_KEY_FLAG = "--api-key"
 VERSIONED = ("splitfuse", "torch", "uvloop")  # distributions whose version a result depends on
 
 
@@ -90,6 +91,9 @@ class Run(msgspec.Struct):
         return sum(t.num_output_tokens < t.num_asked_tokens for t in ended) / max(len(ended), 1)
 
 
+Group = tuple[str, int | None, int | None]  # label, workers, clients
+
+
 class Results(msgspec.Struct):
     """A result file."""
 
@@ -110,6 +114,19 @@ class Results(msgspec.Struct):
         for run in self.runs:
             run.summarize(slas)
 
+    def groups(self) -> dict[Group, list[Run]]:
+        """Runs of all rounds, rounds ascending; groups by server, then workers, then clients."""
+        order = {label: index for index, label in enumerate(self.servers)}
+
+        def place(run: Run) -> tuple[int, int, int, int]:
+            index = order.get(run.label, len(order))
+            return index, run.num_workers or 0, run.num_clients or 0, run.round_number
+
+        groups: dict[Group, list[Run]] = {}
+        for run in sorted(self.runs, key=place):
+            groups.setdefault((run.label, run.num_workers, run.num_clients), []).append(run)
+        return groups
+
 
 def new_results(
     verb: str, options: dict[str, Any], slas: Sequence[Sla], servers: dict[str, list[str]]
@@ -117,7 +134,7 @@ def new_results(
     """A file without runs, made on this machine now."""
     return Results(
         verb=verb,
-        command=sys.argv,
+        command=_without_keys(sys.argv),
         date=datetime.now(UTC).isoformat(timespec="seconds"),
         machine=this_machine(),
         versions=_versions(),
@@ -170,6 +187,16 @@ def read_results(path: Path) -> Results:
     if results.format != FORMAT:
         raise ConfigError(f"{path} has format {results.format!r}, this version reads {FORMAT!r}")
     return results
+
+
+def _without_keys(argv: Sequence[str]) -> list[str]:
+    """The command line, with "..." for what follows --api-key."""
+    shown: list[str] = []
+    for argument in argv:
+        if shown and shown[-1] == _KEY_FLAG:
+            argument = "..."
+        shown.append(f"{_KEY_FLAG}=..." if argument.startswith(f"{_KEY_FLAG}=") else argument)
+    return shown
 
 
 def _us(seconds: float) -> int:

@@ -30,14 +30,23 @@ class ServerProcess:
 
 @contextmanager
 def server_process(
-    name: str, command: Sequence[str], environ: Mapping[str, str], ready_url: str, log: Path
+    name: str,
+    command: Sequence[str],
+    environ: Mapping[str, str],
+    ready_url: str,
+    log: Path,
+    *,
+    cwd: Path | None = None,
+    is_watched: bool = False,
 ) -> Iterator[ServerProcess]:
     """A ready server, ended with all its processes when the block ends.
 
     Args:
         name: what errors call it.
         ready_url: answers 200 once it can serve.
-        log: what it prints goes to this file; its folder is made, and is where the server runs.
+        log: what it prints goes to this file; its folder is made.
+        cwd: where it runs; default: where we do.
+        is_watched: as `ProcessTree` has it.
 
     Raises:
         StartupError: it ended, or was not ready in time; has its last words.
@@ -47,14 +56,14 @@ def server_process(
     with log.open("wb") as output:
         process = psutil.Popen(
             command,
-            cwd=log.parent,
+            cwd=cwd,
             env=dict(environ),
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
-    with ProcessTree(process) as tree:
+    with ProcessTree(process, is_watched=is_watched) as tree:
         _wait_ready(name, ready_url, tree, log)
         yield ServerProcess(tree, began, time.monotonic() - began)
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import httpx
 import msgspec
+from tokenizers import Tokenizer
 
 from common.errors import ConfigError, StartupError
 from common.workload.draw import Draw
@@ -71,26 +72,29 @@ def served_model(url: str, api_key: str | None) -> str:
 
 
 def find_target(
-    endpoint: Endpoint, model: str, ids: IdPrompts | None, text: TextPrompts | None
+    endpoint: Endpoint, model: str, tokenizer: Tokenizer | None, temperature: float
 ) -> Target:
     """The target with the richest requests that it takes, found by asking.
 
     Args:
-        ids, text: what prompts may be made of; ids are preferred.
+        tokenizer: the model's: prompts can then be text, and ids span its vocabulary.
 
     Raises:
         ConfigError: it takes none of them; has its words.
     """
-    kinds = [prompts for prompts in (ids, text) if prompts is not None]
+    kinds: list[Prompts] = [IdPrompts()]
+    if tokenizer is not None:
+        kinds = [IdPrompts(tokenizer.get_vocab_size()), TextPrompts(tokenizer)]
     refusals = []
-    for target in [Target(endpoint, model, p, extras) for p in kinds for extras in (True, False)]:
+    for prompts, extras in [(prompts, extras) for prompts in kinds for extras in (True, False)]:
+        target = Target(endpoint, model, prompts, extras, temperature)
         try:
             _ask(target)
         except RequestFailed as failure:
             refusals.append(str(failure))
         else:
             return target
-    hint = "" if text else " (prompts were token ids: --tokenizer lets them be text)"
+    hint = "" if tokenizer else " (prompts were token ids: --tokenizer lets them be text)"
     raise ConfigError(f"the server refused every kind of request{hint}: {refusals[-1]}")
 
 

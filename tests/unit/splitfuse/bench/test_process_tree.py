@@ -33,7 +33,7 @@ def test_at_the_end_nothing_of_the_tree_is_alive() -> None:
         stdout=subprocess.PIPE,
         start_new_session=True,
     )
-    with root.stdin, root.stdout, ProcessTree(root) as tree:
+    with root.stdin, root.stdout, ProcessTree(root, is_watched=True) as tree:
         child = psutil.Process(int(root.stdout.readline()))
         cpu_s = tree.cpu_s()
 
