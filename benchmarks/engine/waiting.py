@@ -1,9 +1,10 @@
 """How threads should wait for each other on cores that are not theirs alone.
 
-    python -m benchmarks.engine.waiting [--yields 0 20 100 1000]
+    python -m benchmarks.engine.waiting [--looks 0 100 1000 10000]
 
 Times decode steps with the cores free, and with another process that computes now and then, or all
-the time. `yields` is how often a thread that waits gives its core away before it sleeps.
+the time. `looks` is how often a thread that waits looks for the others before it sleeps: 0 sleeps
+at once, many is spinning.
 """
 
 import argparse
@@ -49,14 +50,14 @@ def neighbour(times: tuple[float, float] | None) -> Iterator[None]:
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--yields", type=int, nargs="+", default=[0, 20, 100, 1000])
+    parser.add_argument("--looks", type=int, nargs="+", default=[0, 100, 1000, 10_000])
     options = parser.parse_args(argv)
     program, library = llama(SHAPES["smollm2-135m"]).program, load_library()
     backends = {}
-    for count in options.yields:
+    for count in options.looks:
         weights = random_weights(program, BFLOAT16)
         backends[count] = CpuBackend(
-            program, weights, BFLOAT16, library, num_threads(None), num_yields=count
+            program, weights, BFLOAT16, library, num_threads(None), num_looks=count
         )
     case = CASES[0]
     batch = make_batch(case, program.vocab_size)
@@ -71,7 +72,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                     steps.append(time.perf_counter() - began)
                 steps.sort()
                 print(
-                    f"{case.name}, beside {name:14}: {count:5} yields: "
+                    f"{case.name}, beside {name:14}: {count:6} looks: "
                     f"mean {1e3 * statistics.mean(steps):6.2f} ms, "
                     f"P50 {1e3 * statistics.median(steps):6.2f}, "
                     f"P99 {1e3 * steps[int(0.99 * (len(steps) - 1))]:6.2f}",

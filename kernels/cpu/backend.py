@@ -12,9 +12,9 @@ from kernels.host_array import Dtype, Float32Array, HostArray
 from kernels.program import Program
 from kernels.ragged_batch import RaggedBatch
 
-# How often a thread that waits at a barrier gives its core away before it sleeps. One that only
-# looked would keep the thread it waits for off the core whenever other processes compute, too.
-NUM_YIELDS = 1000
+# How often a thread that waits at a barrier looks before it sleeps: some 20 microseconds in all.
+# Waking takes about as long; see `benchmarks/engine/waiting.py`.
+NUM_LOOKS = 1000
 
 
 class CpuBackendError(Exception):
@@ -35,7 +35,7 @@ class CpuBackend:
         library: CpuLibrary,
         num_threads: int,
         checkpoint: Callable[[], None] = lambda: None,
-        num_yields: int = NUM_YIELDS,
+        num_looks: int = NUM_LOOKS,
     ) -> None:
         """Pack the weights.
 
@@ -60,7 +60,7 @@ class CpuBackend:
         self._vocab_size = program.vocab_size
         self._logits = np.empty((0, self._vocab_size), np.float32)
         self._encoded = encode(program, weights, dtype)
-        self._model = self._create(self._encoded, DTYPES[dtype], num_threads, num_yields)
+        self._model = self._create(self._encoded, DTYPES[dtype], num_threads, num_looks)
         threads = library.functions.sf_threads(self._model)
         self._sampler = CpuSampler(library, threads, self._vocab_size)
         for name in self._encoded.matrices:
@@ -121,11 +121,11 @@ class CpuBackend:
         return logits
 
     def _create(
-        self, encoded: EncodedProgram, dtype: int, num_threads: int, num_yields: int
+        self, encoded: EncodedProgram, dtype: int, num_threads: int, num_looks: int
     ) -> ctypes.c_void_p:
         model: ctypes.c_void_p | None = self._library.functions.sf_create(
             *(encoded.ops, len(encoded.ops), encoded.buffers, len(encoded.buffers)),
-            *(dtype, self._vocab_size, num_threads, num_yields),
+            *(dtype, self._vocab_size, num_threads, num_looks),
         )
         if not model:
             raise CpuBackendError(self._library.last_error() or "out of memory")

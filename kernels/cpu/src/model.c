@@ -228,7 +228,7 @@ static int copy_program(sf_model *model, const sf_op *ops, const sf_buffer *buff
 
 sf_model *sf_create(const sf_op *ops, int32_t num_ops, const sf_buffer *buffers,
                     int32_t num_buffers, int32_t dtype, int32_t vocab_size, int32_t num_threads,
-                    int32_t num_yields) {
+                    int32_t num_looks) {
     if (check_program(ops, num_ops, buffers, num_buffers, dtype, vocab_size) != 0) return NULL;
     if (num_threads < 1) {
         fail("%d threads", num_threads);
@@ -247,7 +247,7 @@ sf_model *sf_create(const sf_op *ops, int32_t num_ops, const sf_buffer *buffers,
     if (is_made) {
         place_barriers(model);
         model->limits = limits_of(model);
-        model->threads = pool_create(num_threads, num_yields);
+        model->threads = pool_create(num_threads, num_looks);
     }
     if (model->threads != NULL) return model;
     if (is_made) fail("cannot start %d threads", num_threads);

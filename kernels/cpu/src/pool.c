@@ -8,8 +8,6 @@
 #include <stdbool.h>
 #include <stdlib.h>
 
-enum { NUM_LOOKS = 100 };
-
 /* A number that changes, and threads that wait for its next change. On a line of its own. */
 typedef struct {
     _Alignas(64) atomic_uint value;
@@ -24,7 +22,7 @@ typedef struct {
 } member;
 
 struct pool {
-    int num_threads, num_yields;
+    int num_threads, num_looks;
     pool_task *task; /* NULL: the pool ends */
     void *context;
     pthread_t *threads; /* [num_threads - 1] */
@@ -45,15 +43,11 @@ static inline bool has_changed(signal_point *point, unsigned old) {
     return atomic_load_explicit(&point->value, memory_order_acquire) != old;
 }
 
-/* Look, then look while others may have the core, then sleep. */
-static void await_change(signal_point *point, unsigned old, int num_yields) {
-    for (int i = 0; i < NUM_LOOKS; i++) {
+/* Look, then sleep: whoever looks on keeps others off the core, and may keep off whom it waits for. */
+static void await_change(signal_point *point, unsigned old, int num_looks) {
+    for (int i = 0; i < num_looks; i++) {
         if (has_changed(point, old)) return;
         relax();
-    }
-    for (int i = 0; i < num_yields; i++) {
-        if (has_changed(point, old)) return;
-        sched_yield();
     }
     pthread_mutex_lock(&point->mutex);
     atomic_fetch_add(&point->num_sleepers, 1);
@@ -75,7 +69,7 @@ void pool_barrier(pool *p) {
     if (p->num_threads == 1) return;
     unsigned old = atomic_load_explicit(&p->gate.value, memory_order_relaxed);
     if (atomic_fetch_add(&p->num_arrived, 1) + 1 < p->num_threads) {
-        await_change(&p->gate, old, p->num_yields);
+        await_change(&p->gate, old, p->num_looks);
         return;
     }
     atomic_store_explicit(&p->num_arrived, 0, memory_order_relaxed);
@@ -114,7 +108,7 @@ static void *run_member(void *argument) {
     cpu_set_t before;
     stay_on_core(self->thread, p->num_threads, &before);
     for (unsigned seen = 0;; seen++) {
-        await_change(&p->start, seen, p->num_yields);
+        await_change(&p->start, seen, p->num_looks);
         if (p->task == NULL) return NULL;
         p->task(p->context, self->thread);
         pool_barrier(p);
@@ -138,12 +132,12 @@ static void end_members(pool *p, int num_started) {
     for (int i = 0; i < num_started; i++) pthread_join(p->threads[i], NULL);
 }
 
-pool *pool_create(int num_threads, int num_yields) {
+pool *pool_create(int num_threads, int num_looks) {
     pool *p = aligned_alloc(64, (sizeof(pool) + 63) / 64 * 64);
     pthread_t *threads = calloc((size_t)num_threads, sizeof *threads);
     member *members = calloc((size_t)num_threads, sizeof *members);
     if (p == NULL || threads == NULL || members == NULL) goto out_of_memory;
-    *p = (pool){.num_threads = num_threads, .num_yields = num_yields, .threads = threads, .members = members};
+    *p = (pool){.num_threads = num_threads, .num_looks = num_looks, .threads = threads, .members = members};
     pthread_mutex_init(&p->start.mutex, NULL);
     pthread_cond_init(&p->start.changed, NULL);
     pthread_mutex_init(&p->gate.mutex, NULL);

@@ -1,9 +1,8 @@
 /* A fixed set of threads that run one function together, and meet at barriers in it.
  *
- * Whoever waits looks a few times for the others, then gives its core away `num_yields` times, then
- * sleeps. A step has hundreds of barriers that last microseconds, and waking takes longer than that.
- * But on cores that others use, too, the thread that is waited for may stand in line behind the one
- * that waits; and between steps nobody may burn a core.
+ * Whoever waits looks `num_looks` times for the others, some microseconds, then sleeps. Most barriers
+ * last no longer than that. But on cores that others use, too, a thread that is waited for may have
+ * been interrupted, and one that looks on for it keeps others from ending sooner.
  */
 #ifndef SPLITFUSE_POOL_H
 #define SPLITFUSE_POOL_H
@@ -14,7 +13,7 @@ typedef struct pool pool;
 typedef void pool_task(void *context, int thread);
 
 /* NULL if the system gives no more threads. */
-pool *pool_create(int num_threads, int num_yields);
+pool *pool_create(int num_threads, int num_looks);
 
 void pool_destroy(pool *p);
 

@@ -71,10 +71,10 @@ typedef struct sf_model sf_model;
 const char *sf_last_error(void);
 
 /* A model without weights; NULL on error. Ops and buffers are copied, what they point to is not.
- * num_yields: how often a thread that waits for others gives its core away before it sleeps. */
+ * num_looks: how often a thread looks for those it waits for, before it sleeps. */
 sf_model *sf_create(const sf_op *ops, int32_t num_ops, const sf_buffer *buffers,
                     int32_t num_buffers, int32_t dtype, int32_t vocab_size, int32_t num_threads,
-                    int32_t num_yields);
+                    int32_t num_looks);
 
 void sf_destroy(sf_model *model);
 
