@@ -34,9 +34,7 @@ class StepShape:
     """What is in a pass, as far as its time depends on it. All counts over the whole pass."""
 
     num_tokens: int  # that enter the pass
-    num_context_tokens: (
-        int  # KV read: over chunks, the tokens of the sequence up to the chunk's end
-    )
+    num_context_tokens: int  # KV read: over chunks, tokens of the sequence up to the chunk's end
     num_attended_tokens: int  # over tokens, how many tokens each one attends to, itself included
     num_sequences: int  # chunks
     num_logits: int  # rows of logits made, one per chunk that samples
@@ -45,7 +43,7 @@ class StepShape:
 Features: TypeAlias = tuple[float, ...]
 
 #: tokens at which the time of one more may change; between two it has a slope of its own
-TOKEN_KNOTS: Final = (8, 32, 128, 512, 2048)
+TOKEN_KNOTS: Final = (16, 32, 128, 512, 2048)
 _SEGMENTS: Final = tuple(pairwise((0, *TOKEN_KNOTS, 2**62)))
 _SLOPES: Final = slice(1, 1 + len(_SEGMENTS))  # where the features of the segments are
 NUM_FEATURES: Final = len(_SEGMENTS) + 6

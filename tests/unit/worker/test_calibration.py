@@ -12,7 +12,6 @@ from common.config import WorkerOptions
 from services.worker.calibration import (
     ROUNDS,
     STARTUP_PASSES,
-    WRITE_CONTEXTS,
     Pass,
     calibrate,
     curve_passes,
@@ -26,7 +25,6 @@ Pair = tuple[Engine, PreTrainedModel]
 PASSES = (
     Pass(num_prompt_tokens=8),
     Pass(num_prompt_tokens=24, prompt_context=8, sample=True),
-    WRITE_CONTEXTS,
     Pass(3, 16),
     Pass(2, 16, num_prompt_tokens=5, prompt_context=32),
 )
@@ -63,9 +61,8 @@ def test_each_pass_is_timed_with_what_was_in_it(pair: Pair) -> None:
     assert found == {
         PASSES[0]: (8, 8, 36, 1, 0),  # 36 = 1 + 2 + ... + 8
         PASSES[1]: (24, 32, 24 * 8 + 300, 1, 1),
-        Pass(num_decodes=9): (9, 9, 9, 9, 9),  # 3 sequences of 2 blocks and one more need 9
-        PASSES[3]: (3, 51, 51, 3, 3),
-        PASSES[4]: (7, 34 + 37, 34 + 5 * 32 + 15, 3, 2),
+        PASSES[2]: (3, 51, 51, 3, 3),
+        PASSES[3]: (7, 34 + 37, 34 + 5 * 32 + 15, 3, 2),
     }
     assert all(timing.step_ns > 0 for timing in timings.values())
 
