@@ -11,7 +11,8 @@ from services.scheduler.cost_model import CostModel, StepShape
 
 #: tokens of a pass; more do not raise throughput, and prompts that come in wait longer
 SIZES = (32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048)
-CPU_SIZES = SIZES[: SIZES.index(512) + 1]
+#: a CPU's curve is nearly flat above, where its knee would be noise and gaps between tokens long
+CPU_SIZES = SIZES[: SIZES.index(256) + 1]
 TYPICAL_CONTEXT = 512  # tokens that each token attends to
 
 
