@@ -28,17 +28,20 @@ from common.token_ids import pack_ids, unpack_ids
 from services.scheduler.block_pool import BlockPool
 from services.scheduler.core import CoreOptions, SchedulerCore
 from services.scheduler.cost_model import CostModel, StepShape
+from services.scheduler.fair_order import FairOrder, Tenant
 from services.scheduler.orca import Orca
 from services.scheduler.output_lengths import OutputLengths
 from services.scheduler.pass_budget import PassBudget
 from services.scheduler.planner import Planner
 from services.scheduler.prefill_first import PrefillFirst
 from services.scheduler.prefix_cache import HashChain, PrefixCache
+from services.scheduler.ranking import Ranking
 from services.scheduler.replicas import Replica, Replicas, Step
 from services.scheduler.request import Request, RequestStatus
 from services.scheduler.slow_ratio import SlowRatio
 from services.scheduler.splitfuse import SplitFuse
 from services.scheduler.stats import SchedulerStats
+from services.scheduler.time_account import TimeAccount
 from services.scheduler.waiting_queue import WaitingQueue
 
 FORMAT: Final = 1  # raised with every change that an older reader would misread
@@ -49,6 +52,7 @@ OBJECTS: Final[tuple[type, ...]] = (
     BlockPool,
     CoreOptions,
     CostModel,
+    FairOrder,
     HashChain,
     Orca,
     OutputLengths,
@@ -56,6 +60,7 @@ OBJECTS: Final[tuple[type, ...]] = (
     Planner,
     PrefillFirst,
     PrefixCache,
+    Ranking,
     Replica,
     Replicas,
     Request,
@@ -65,6 +70,8 @@ OBJECTS: Final[tuple[type, ...]] = (
     SplitFuse,
     Step,
     StepShape,
+    Tenant,
+    TimeAccount,
     WaitingQueue,
 )
 ENUMS: Final[tuple[type[Enum], ...]] = (RequestStatus,)
@@ -136,6 +143,34 @@ def load(data: bytes) -> SchedulerCore:
     if not isinstance(core, SchedulerCore):
         raise RecordError(f"the checkpoint holds a {type(core).__name__}, no scheduler")
     return core
+
+
+def describe(data: bytes) -> Any:
+    """What is in a checkpoint as plain values, fields by name: for comparing two of them.
+
+    Raises:
+        RecordError: as `load` does.
+    """
+    try:
+        _, layouts, root = msgspec.msgpack.decode(data)
+        return _describe(root, layouts)
+    except (LookupError, TypeError, ValueError) as error:
+        raise RecordError(f"not a checkpoint of this scheduler: {error}") from error
+
+
+def _describe(saved: Any, layouts: Sequence[Sequence[str]]) -> Any:
+    if type(saved) is not list:
+        return saved
+    kind, *rest = saved
+    if kind == _Kind.OBJECT:
+        _, *names = layouts[rest[0]]
+        return dict(zip(names, (_describe(field, layouts) for field in rest[1:]), strict=True))
+    if kind in (_Kind.DICT, _Kind.ORDERED_DICT, _Kind.DICT_OF_LISTS):
+        keys, values = ([_describe(item, layouts) for item in items] for items in rest)
+        return {str(key): value for key, value in zip(keys, values, strict=True)}
+    if kind in (_Kind.MESSAGE, _Kind.ENUM, _Kind.IDS, _Kind.SAME):
+        return rest
+    return [_describe(item, layouts) for item in rest[-1]]
 
 
 class _Saver:

@@ -53,9 +53,11 @@ from services.scheduler.events import (
 from services.scheduler.output_lengths import OutputLengths
 from services.scheduler.planner import Planner
 from services.scheduler.policy import Policy
-from services.scheduler.replicas import Replica, Replicas, Step, unusable
+from services.scheduler.ranking import Ranking
+from services.scheduler.replicas import NS_PER_MS, Replica, Replicas, Step, unusable
 from services.scheduler.request import ENDED, STORY_LENGTH, Request, RequestStatus
 from services.scheduler.stats import SchedulerStats
+from services.scheduler.time_account import TimeAccount
 from services.scheduler.waiting_queue import WaitingQueue
 
 MAX_WORKER_LOSSES = 3  # a request in flight on so many lost workers is what kills them
@@ -92,7 +94,11 @@ class SchedulerCore:
         #: requests that wait and that no worker can be asked to run
         self._unplaced = WaitingQueue()
         self._lengths = OutputLengths()
-        self._planner = Planner(options.policy, self._replicas, self._lengths, self._stats)
+        self._ranking = Ranking(self._replicas, self._lengths, options.target_ttft_ms)
+        self._planner = Planner(
+            options.policy, self._replicas, self._lengths, self._ranking, self._stats
+        )
+        self._time_account = TimeAccount()
         self._num_arrivals = 0
         self._status = Heartbeat(ready=False, draining=False)
         self._workers_changed = False  #: one joined, left or began to drain
@@ -133,6 +139,11 @@ class SchedulerCore:
         """The workers; to be read only."""
         return self._replicas
 
+    @property
+    def time_account(self) -> TimeAccount:
+        """Device time by tenant; to be read only."""
+        return self._time_account
+
     def requests(self) -> Iterator[Request]:
         """All requests that have not ended; to be read only."""
         for mine in self._requests.values():
@@ -152,6 +163,10 @@ class SchedulerCore:
         stats.num_queued_tokens = self._num_queued_tokens
         num_blocks = sum(replica.pool.num_blocks for replica in self._replicas)
         num_held = sum(replica.pool.num_held for replica in self._replicas)
+        budgets = [replica.budget for replica in self._replicas]
+        stats.token_budget = min((b.tokens for b in budgets), default=0)
+        stats.slow_ratio = max((b.slow_ratio.value for b in budgets), default=0.0)
+        stats.step_time_error = max((b.model.relative_error for b in budgets), default=0.0)
         stats.kv_usage = num_held / num_blocks if num_blocks else 0.0
         stats.num_workers = len(self._replicas)
         return stats
@@ -217,6 +232,7 @@ class SchedulerCore:
             _target(self._options.target_tbt_ms), _target(message.target_tbt_ms)
         )
         self._requests.setdefault(owner, {})[request.request_id] = request
+        self._ranking.arrived(request)
         num_output = request.num_output_tokens
         if num_output and request.ended_by(request.token_ids[-1], num_output - 1):
             self._finish(request, "stop", request.token_ids[-1], now)
@@ -352,6 +368,7 @@ class SchedulerCore:
 
     def _end(self, request: Request, status: RequestStatus, why: str, now: float) -> None:
         self._detach(request)
+        self._ranking.ended(request)
         request.move(status, now, why)
         siblings = self._requests[request.owner]
         del siblings[request.request_id]
@@ -380,7 +397,10 @@ class SchedulerCore:
         replica, step = answered
         replica.in_flight.popleft()
         waited_ms = replica.learn(step, result.step_ns, now)
-        self._stats.num_late_steps += waited_ms > step.limit_ms and not step.void
+        if not step.void:
+            self._stats.num_late_steps += waited_ms > step.limit_ms
+            for tenant, share in step.shares:
+                self._time_account.charge(tenant, share * max(0, result.step_ns) / NS_PER_MS)
         self._accept_samples(replica, step, result.sampled, now)
         for fault in result.faults:
             faulty = step.samplers.pop(fault.sequence_id, None)
@@ -410,6 +430,8 @@ class SchedulerCore:
             token_ids = request.token_ids
             position = len(token_ids)
             num_before = position - request.num_prompt_tokens
+            if not num_before and now > request.first_token_by:
+                self._stats.num_late_first_tokens += 1
             token_ids.append(token_id)
             request.num_pending_tokens -= 1
             reason: FinishReason | None = None

@@ -66,6 +66,23 @@ class Draft:
             len(self.step.samplers),
         )
 
+    def shapes_by_tenant(self) -> dict[str, StepShape]:
+        """What each tenant has in the step."""
+        requests = self.step.samplers | dict(self.step.partial)
+        tenants = dict.fromkeys(request.tenant for request in requests.values())
+        if len(tenants) < 2:
+            return dict.fromkeys(tenants, self.shape())
+        sums = {tenant: [0] * 5 for tenant in tenants}
+        for chunk in self._chunks:
+            total = sums[requests[chunk.sequence_id].tenant]
+            start, num_tokens = chunk.num_computed_tokens, chunk.num_tokens
+            total[0] += num_tokens
+            total[1] += start + num_tokens
+            total[2] += num_attended(start, num_tokens)
+            total[3] += 1
+            total[4] += chunk.sample
+        return {tenant: StepShape(*total) for tenant, total in sums.items()}
+
     def plan(self) -> StepPlan:
         """The step as its worker gets it."""
         step = self.step

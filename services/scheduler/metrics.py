@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from hashlib import blake2b
 
 import structlog
 from prometheus_client import Counter
@@ -15,9 +16,12 @@ from common.metrics import (
     length_buckets,
 )
 from services.scheduler.stats import SchedulerStats
+from services.scheduler.time_account import TimeAccount
 
 LOG_PERIOD_S = 10.0
 NS_PER_S = 1e9
+MS_PER_S = 1e3
+OTHER_TENANTS = "other"
 
 NUM_RUNNING = gauge("num_requests_running", "Requests that hold KV blocks")
 NUM_WAITING = gauge("num_requests_waiting", "Requests that wait for their turn")
@@ -28,6 +32,27 @@ STEP_TOKENS = histogram("iteration_tokens_total", "Tokens per step", length_buck
 STEP_TIME = histogram("step_time_seconds", "Time of a step on its device", ITL_BUCKETS_S)
 QUEUE_TIME = histogram(
     "request_queue_time_seconds", "Wait of a request for its first step", TTFT_BUCKETS_S
+)
+TOKEN_BUDGET = gauge("token_budget", "Tokens per step that no target limits, least of all workers")
+STEP_TIME_ERROR = gauge(
+    "step_time_relative_error", "Mean of |measured / predicted - 1| of step times, worst worker"
+)
+SLOW_RATIO = gauge(
+    "step_time_slow_ratio", "Measured / predicted at P99, by which targets are divided"
+)
+TENANT_TIME = counter(
+    "tenant_device_seconds",
+    "Device time by tenant; a tenant is named by a hash, those that use little are `other`",
+    ("tenant",),
+)
+GAVE_WAY = counter(
+    "target_gave_way_steps",
+    "Steps that exceed a target for the time between tokens (tbt), or in which for its sake no "
+    "prompt started (ttft)",
+    ("target",),
+)
+MISSED = counter(
+    "target_missed", "Steps whose tokens (tbt), and first tokens (ttft), came late", ("target",)
 )
 SUCCESSES = counter(
     "scheduler_requests_finished", "Requests that ended as they should", ("finished_reason",)
@@ -43,6 +68,10 @@ COUNTERS: dict[str, Counter] = {
     "num_cache_hit_tokens": counter("prefix_cache_hits", "Prompt tokens found"),
     "num_backlog_steps": counter("backlog_steps", "Steps that left prompt tokens behind"),
     "num_full_backlog_steps": counter("full_backlog_steps", "Those that carried the whole budget"),
+    "num_tbt_gave_way_steps": GAVE_WAY.labels("tbt"),
+    "num_ttft_gave_way_steps": GAVE_WAY.labels("ttft"),
+    "num_late_steps": MISSED.labels("tbt"),
+    "num_late_first_tokens": MISSED.labels("ttft"),
     "num_refused_steps": counter("refused_steps", "Steps that workers could not resolve"),
     "num_lost_workers": counter("lost_workers", "Workers lost while attached"),
     "num_ignored_results": counter("ignored_results", "Results of steps not in flight"),
@@ -55,6 +84,11 @@ COUNTERS: dict[str, Counter] = {
 logger = structlog.get_logger(__name__)
 
 
+def tenant_label(tenant: str) -> str:
+    """What a tenant is called outside: its name may be a secret."""
+    return blake2b(tenant.encode(), digest_size=4).hexdigest() if tenant else "none"
+
+
 class SchedulerMetrics:
     """Carries the core's counters over to Prometheus once per tick.
 
@@ -64,6 +98,8 @@ class SchedulerMetrics:
 
     def __init__(self, now: float) -> None:
         self._exported = dict.fromkeys(COUNTERS, 0)
+        #: milliseconds by label
+        self._exported_ms: dict[str, float] = {}
         self._logged = SchedulerStats()
         self._logged_at = now
 
@@ -76,8 +112,12 @@ class SchedulerMetrics:
     def step_finished(self, step_ns: int) -> None:
         STEP_TIME.observe(max(0, step_ns) / NS_PER_S)
 
-    def tick(self, stats: SchedulerStats, now: float) -> None:
+    def tick(self, stats: SchedulerStats, account: TimeAccount, now: float) -> None:
         """Export; once per LOG_PERIOD_S, unless nothing happened, also write a line."""
+        self._export_tenants(account)
+        TOKEN_BUDGET.set(stats.token_budget)
+        STEP_TIME_ERROR.set(stats.step_time_error)
+        SLOW_RATIO.set(stats.slow_ratio)
         NUM_RUNNING.set(stats.num_running)
         NUM_WAITING.set(stats.num_waiting)
         NUM_QUEUED_TOKENS.set(stats.num_queued_tokens)
@@ -90,6 +130,19 @@ class SchedulerMetrics:
         if now - self._logged_at >= LOG_PERIOD_S:
             self._log(stats, now - self._logged_at)
             self._logged, self._logged_at = replace(stats), now
+
+    def _export_tenants(self, account: TimeAccount) -> None:
+        """Bring the counters up to date; of a tenant that has lost its name, remove it."""
+        times = {tenant_label(tenant): ms for tenant, ms in account.by_tenant.items()}
+        times[OTHER_TENANTS] = account.others_ms
+        for label in self._exported_ms.keys() - times.keys():
+            TENANT_TIME.remove(label)
+            del self._exported_ms[label]
+        for label, ms in times.items():
+            before = self._exported_ms.get(label, 0.0)
+            more_ms = ms - before if ms >= before else ms  # less: it lost its name in between
+            TENANT_TIME.labels(label).inc(more_ms / MS_PER_S)
+            self._exported_ms[label] = ms
 
     def _log(self, stats: SchedulerStats, elapsed_s: float) -> None:
         before = self._logged

@@ -17,6 +17,11 @@ class OutputLengths:
         self._num_observations = 1
 
     @property
+    def mean(self) -> int:
+        """Tokens of an output, on average."""
+        return int(self._mean)
+
+    @property
     def expected(self) -> int:
         """Tokens that few outputs exceed: the mean and two deviations."""
         return int(self._mean + 2 * sqrt(self._variance))

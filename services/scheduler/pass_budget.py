@@ -22,7 +22,7 @@ from services.scheduler.cost_model import CostModel, StepShape
 from services.scheduler.knee import CPU_SIZES, SIZES, TYPICAL_CONTEXT, knee_tokens
 from services.scheduler.slow_ratio import SlowRatio
 from services.scheduler.splitfuse import TILE
-from services.scheduler.work import chunk_shape, plus
+from services.scheduler.work import EMPTY, chunk_shape, plus
 
 MIN_PROMPT_TOKENS = TILE
 CPU_TOKEN_BUDGET = 128  # more per pass gain a CPU 3 %, and double the gap between tokens
@@ -31,7 +31,6 @@ CPU_MAX_TOKENS = 2048  # no target makes a pass larger
 GPU_MAX_TOKENS = 8192
 MIN_OBSERVATIONS = 64  # passes after which a model that was not calibrated is believed
 
-_EMPTY = StepShape(0, 0, 0, 0, 0)
 _SMALLEST = plus(
     chunk_shape(TYPICAL_CONTEXT, 1, sample=True), chunk_shape(TYPICAL_CONTEXT, MIN_PROMPT_TOKENS)
 )
@@ -91,7 +90,7 @@ class PassBudget:
         self.prompt_tokens = self.tokens
         if self._target_ms is not None:
             limit_ms = self._target_ms / self.slow_ratio.value
-            within = self.tokens_within(_EMPTY, TYPICAL_CONTEXT, self.tokens, limit_ms)
+            within = self.tokens_within(EMPTY, TYPICAL_CONTEXT, self.tokens, limit_ms)
             self.prompt_tokens = max(MIN_PROMPT_TOKENS, within)
 
     def limit(self, num_decodes: int, tightest_ms: float) -> PassLimit:

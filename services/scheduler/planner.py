@@ -13,9 +13,11 @@ from services.scheduler.events import SendStep
 from services.scheduler.output_lengths import OutputLengths
 from services.scheduler.pass_budget import MIN_PROMPT_TOKENS
 from services.scheduler.policy import Policy
+from services.scheduler.ranking import Ranking
 from services.scheduler.replicas import MAX_STEPS_IN_FLIGHT, Replica, Replicas
 from services.scheduler.request import Request, RequestStatus
 from services.scheduler.stats import SchedulerStats
+from services.scheduler.time_account import shares
 
 LOOKAHEAD = 8  # waiting requests that are tried per pass when the first ones do not fit
 MAX_OVERTAKES = 16  # later requests that may start before one that does not fit
@@ -26,11 +28,17 @@ class Planner:
     """Turns what a worker has to do into plans; `plan` is its only door."""
 
     def __init__(
-        self, policy: Policy, replicas: Replicas, lengths: OutputLengths, stats: SchedulerStats
+        self,
+        policy: Policy,
+        replicas: Replicas,
+        lengths: OutputLengths,
+        ranking: Ranking,
+        stats: SchedulerStats,
     ) -> None:
         self._policy = policy
         self._replicas = replicas
         self._lengths = lengths
+        self._ranking = ranking
         self._stats = stats
         self._next_step_id = 1
         self._next_sequence_id = 1
@@ -63,6 +71,7 @@ class Planner:
         shape = step.shape = draft.shape()
         step.predicted_ms = budget.model.predict_ms(shape)
         step.sent_at = now
+        step.shares = shares(draft.shapes_by_tenant(), shape, budget.model)
         if step.predicted_ms * budget.slow_ratio.value > step.limit_ms and budget.is_known:
             self._stats.num_tbt_gave_way_steps += 1
         replica.in_flight.append(step)
@@ -111,7 +120,7 @@ class Planner:
                 r.num_preemptions >= MAX_PREEMPTIONS,
                 replica.pool.ref_count(r.block_table[-1]) > 1,  # would free nothing
                 _recompute_tokens(replica, r),
-                (-r.priority, -r.arrival),
+                tuple(-part for part in r.order),
             ),
         )
 
@@ -174,7 +183,7 @@ class Planner:
                 request = None if passed_over else self._replicas.steal(replica)
                 if request is None:
                     break
-            if self._try_start(draft, replica, request, bool(passed_over), now):
+            if self._try_start(draft, replica, request, bool(before or passed_over), now):
                 for other in passed_over:
                     other.num_overtakes += 1
             elif request.num_overtakes >= MAX_OVERTAKES:
@@ -186,7 +195,7 @@ class Planner:
             replica.waiting.push(request)
 
     def _try_start(
-        self, draft: Draft, replica: Replica, request: Request, passed_over: bool, now: float
+        self, draft: Draft, replica: Replica, request: Request, others_wait: bool, now: float
     ) -> bool:
         """Start the request if its chunk has memory now, and its end is predicted to have it."""
         block_size, pool = replica.block_size, replica.pool
@@ -197,7 +206,7 @@ class Planner:
         if room <= 0:
             return False
         num_tokens = self._policy.num_prompt_tokens(
-            num_uncomputed, room, others_wait=passed_over or len(replica.waiting) > 1
+            num_uncomputed, room, others_wait=others_wait or len(replica.waiting) > 1
         )
         if not num_tokens:
             return False
@@ -239,6 +248,7 @@ class Planner:
         request.max_total_tokens = _max_total_tokens(replica, request)
         if request.num_cached_tokens is None:
             draft.queue_times_s.append(now - request.arrived_at)
+            self._ranking.started(request)
             request.num_cached_tokens = min(request.num_computed_tokens, request.num_prompt_tokens)
             self._stats.num_cache_query_tokens += request.num_prompt_tokens
             self._stats.num_cache_hit_tokens += request.num_cached_tokens

@@ -45,6 +45,7 @@ class Step:
     predicted_ms: float = 0.0  #: of its time on the device
     limit_ms: float = inf  #: the tightest target for the time between tokens among its streams
     sent_at: float = 0.0  #: seconds on the core's clock
+    shares: tuple[tuple[str, float], ...] = ()  #: tenants, and what part of its time is theirs
     #: a step before it did not run: whatever its answer is, nothing follows from it
     void: bool = False
 

@@ -58,9 +58,13 @@ class Request:
     num_prompt_tokens: int  #: > 0
     sampling: SamplingParams
     stop_token_ids: frozenset[int]  #: any of them ends it, once `min_tokens` are out
-    priority: int = 0  #: lower runs first; among equals the order of arrival counts
+    priority: int = 0  #: lower runs first; among equals the rank counts
     tenant: str = ""  #: salt of its hash chains, and who pays for its time
     target_tbt_ms: float = inf  #: time between tokens (P99) that it was promised
+    first_token_by: float = inf  #: seconds on the core's clock; when that was promised
+    start_tag: float = 0.0  #: virtual time at which it is its turn; see `fair_order`
+    rank: float = 0.0  #: virtual time by which it is to start, static
+    predicted_s: float = 0.0  #: device time that it was expected to cost when it arrived
     status: RequestStatus = RequestStatus.WAITING
     worker: str | None = None  #: that it waits for or runs on; None: no worker can take it now
     #: its name at the worker, fresh for every start; None: results under older names are ignored
@@ -91,9 +95,9 @@ class Request:
         return (self.owner, self.request_id)
 
     @property
-    def order(self) -> tuple[int, int]:
-        """Requests are started, kept and served in ascending order of this."""
-        return (self.priority, self.arrival)
+    def order(self) -> tuple[int, float, int]:
+        """Requests are started, kept and served in ascending order of this; it never changes."""
+        return (self.priority, self.rank, self.arrival)
 
     @property
     def num_output_tokens(self) -> int:

@@ -129,7 +129,7 @@ class SchedulerService:
         while True:
             await asyncio.sleep(TICK_S)
             self.feed(Tick())
-            self._metrics.tick(self._core.stats, self._clock.now())
+            self._metrics.tick(self._core.stats, self._core.time_account, self._clock.now())
 
     def feed(self, event: Event) -> None:
         """Let the core handle an event and carry out what it wants."""

@@ -12,6 +12,11 @@ class SchedulerStats:
     num_queued_tokens: int = 0  #: now: tokens of waiting requests
     kv_usage: float = 0.0  #: now: held blocks over all blocks of all workers, in [0, 1]
     num_workers: int = 0  #: now
+    token_budget: int = 0  #: now: tokens per pass without targets, the least of all workers
+    #: now: how many times the predicted time 99 of 100 passes take at most, on the worst worker
+    slow_ratio: float = 0.0
+    #: now: mean of |measured / predicted - 1| of the last steps' times, on the worst worker
+    step_time_error: float = 0.0
     num_steps: int = 0  #: sent
     num_prompt_tokens: int = 0  #: in steps sent, those of decodes left out
     num_output_tokens: int = 0  #: accepted from results

@@ -14,10 +14,10 @@ _SLACK = 64  # dead entries that are not worth a rebuild
 
 
 class WaitingQueue:
-    """Ordered by `Request.order`: priority, then arrival."""
+    """Ordered by `Request.order`."""
 
     def __init__(self) -> None:
-        self._heap: list[tuple[int, int]] = []
+        self._heap: list[tuple[int, float, int]] = []
         self._live: dict[int, Request] = {}  # by arrival number
         #: tokens to compute if none of them is cached
         self.num_tokens = 0
@@ -42,9 +42,9 @@ class WaitingQueue:
     def peek(self) -> Request | None:
         """The first request, None if there is none."""
         heap, live = self._heap, self._live
-        while heap and heap[0][1] not in live:
+        while heap and heap[0][-1] not in live:
             heapq.heappop(heap)
-        return live[heap[0][1]] if heap else None
+        return live[heap[0][-1]] if heap else None
 
     def remove(self, request: Request) -> None:
         """Take out a request that is in the queue."""
@@ -60,7 +60,7 @@ class WaitingQueue:
 
     def check(self) -> None:
         """Raise AssertionError unless the heap has all live requests and the tokens add up."""
-        if not {arrival for _, arrival in self._heap} >= self._live.keys():
+        if not {order[-1] for order in self._heap} >= self._live.keys():
             raise AssertionError("a waiting request is not in the heap")
         lengths = [len(request.token_ids) for request in self]
         attended = sum(num_attended(0, length) for length in lengths)

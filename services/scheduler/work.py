@@ -5,6 +5,8 @@ All of it is an estimate: it answers who should go where and first, not when som
 
 from services.scheduler.cost_model import CostModel, StepShape
 
+EMPTY = StepShape(0, 0, 0, 0, 0)
+
 
 def chunk_shape(start: int, num_tokens: int, *, sample: bool = False) -> StepShape:
     """A pass of one chunk.
@@ -46,7 +48,11 @@ def minus(whole: StepShape, part: StepShape) -> StepShape:
 
 
 def prompts_ms(
-    model: CostModel, num_tokens: int, attended: int, tokens_per_pass: int, decodes: StepShape
+    model: CostModel,
+    num_tokens: int,
+    attended: int,
+    tokens_per_pass: int,
+    decodes: StepShape = EMPTY,
 ) -> float:
     """Time of prompt tokens, cut into even passes that carry the same decodes each.
 
@@ -55,7 +61,7 @@ def prompts_ms(
         num_tokens: of one prompt or of several, >= 0.
         attended: how many tokens they attend to, summed up.
         tokens_per_pass: that prompts have room for, > 0.
-        decodes: what else is in every pass; may be empty.
+        decodes: what else is in every pass.
     """
     if num_tokens <= 0:
         return 0.0

@@ -5,6 +5,7 @@ import msgspec
 from services.scheduler.replicas import unusable
 from tests.support.checking_worker import CheckingWorker
 from tests.support.scheduler_mesh import SchedulerMesh, a_request, options
+from tests.support.timed_worker import timed_worker
 
 
 def steps_of(mesh: SchedulerMesh, name: str) -> int:
@@ -75,6 +76,47 @@ def test_an_idle_worker_takes_over_what_waits_for_another() -> None:
 
     assert steps_of(mesh, "b") > 0.5 * steps_of(mesh, "a")
     mesh.check_ended()
+
+
+def test_work_is_shared_by_its_predicted_time() -> None:
+    mesh = SchedulerMesh(options(token_budget=64))
+    mesh.join("fast", timed_worker())
+    mesh.join("slow", timed_worker(slowness=3.0))
+    for number in range(60):
+        mesh.arrive(a_request(f"r{number}", [number] * 100, max_tokens=1))
+    waiting = {replica.worker: len(replica.waiting) for replica in mesh.core.replicas}
+
+    # All are placed before anything has run: three of four where a token takes a third of the time.
+    assert 2.4 < waiting["fast"] / waiting["slow"] < 3.6
+
+
+def test_long_prompts_weigh_more_than_their_tokens() -> None:
+    mesh = SchedulerMesh(options(token_budget=64))
+    for name in ("a", "b"):
+        mesh.join(name, timed_worker())
+    mesh.arrive(a_request("long", [1] * 3900, max_tokens=1))
+    for number in range(60):
+        mesh.arrive(a_request(f"short{number}", [number + 2] * 100, max_tokens=1))
+    a, b = mesh.core.replicas
+    tokens = [
+        r.waiting.num_tokens + sum(p.num_uncomputed_tokens for p in r.prefills.values())
+        for r in (a, b)
+    ]
+
+    # 3,900 tokens that attend to 2,000 others each take 15 % longer than 39 prompts of 100 do.
+    assert tokens[0] < tokens[1]
+
+
+def test_an_idle_worker_does_not_take_what_it_would_finish_later() -> None:
+    mesh = SchedulerMesh(options(token_budget=64, max_num_seqs=1))
+    mesh.join("fast", timed_worker())
+    mesh.arrive(a_request("running", [1] * 100, max_tokens=3))
+    waiting = mesh.arrive(a_request("waiting", [2] * 640, max_tokens=1))
+    mesh.join("slow", timed_worker(slowness=10.0))
+    while not waiting.over:
+        mesh.run_step("fast")
+
+    assert steps_of(mesh, "slow") == 0
 
 
 def test_a_request_too_long_for_one_worker_runs_on_a_bigger_one() -> None:
