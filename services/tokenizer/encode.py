@@ -1,58 +1,30 @@
-"""Prompts → token ids, with the tokenizer and the chat template of a model directory.
+"""Prompts → token ids, with the tokenizer and the chat template of a model."""
 
-Only what the model directory holds as data is used: code that comes with a model is never run.
-"""
-
-import inspect
-from collections.abc import Callable, Iterable
-from pathlib import Path
+from collections.abc import Iterable
 from typing import Any, TypeVar
 
 import jinja2
 import msgspec
 from tokenizers import Tokenizer
-from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from common.errors import ConfigError, FailureCode, RequestError, StartupError
+from common.errors import FailureCode, RequestError
 from common.messages import ChatPrompt, Prompt, TextPrompt, TokenPrompt
 from common.token_ids import pack_ids
+from services.tokenizer.chat_template import ChatTemplate
+from services.tokenizer.model_tokenizer import DEFAULT, ModelTokenizer
 from services.tokenizer.vocabulary import DecodingRules, Vocabulary, read_rules
 
 # A library's complaint may quote the whole conversation.
 _MAX_REASON_CHARS = 500
-
-
-def load_tokenizer(model_dir: Path, chat_template: Path | None = None) -> PreTrainedTokenizerBase:
-    """Load the tokenizer of a model directory.
-
-    Args:
-        model_dir: Hugging Face layout.
-        chat_template: jinja file that replaces the model's own template.
-
-    Raises:
-        ConfigError: there is no such directory, or the template file cannot be read.
-        StartupError: the directory has no tokenizer that can be used.
-    """
-    if not model_dir.is_dir():
-        raise ConfigError(f"--model {model_dir}: no such directory")
-    tokenizer_class: Any = PreTrainedTokenizerFast
-    if not (model_dir / "tokenizer.json").exists():
-        # Converts other formats, but imports torch, which takes seconds.
-        from transformers import AutoTokenizer
-
-        tokenizer_class = AutoTokenizer
-    try:
-        tokenizer = tokenizer_class.from_pretrained(
-            model_dir, local_files_only=True, trust_remote_code=False
-        )
-    except Exception as error:  # tokenizers raises nothing narrower
-        raise StartupError(f"{model_dir}: no usable tokenizer: {error}") from error
-    if chat_template is not None:
-        try:
-            tokenizer.chat_template = chat_template.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise ConfigError(f"--chat-template {chat_template}: {error}") from None
-    return tokenizer
+# The name of the template for conversations with tools, where a model has one of its own for them.
+_WITH_TOOLS = "tool_use"
+# What the request says elsewhere, or the server decides.
+_RESERVED_VARIABLES = frozenset(
+    {
+        *("messages", "conversation", "tools", "chat_template", "tokenize"),
+        *("add_generation_prompt", "continue_final_message"),
+    }
+)
 
 
 class Encoder:
@@ -64,30 +36,27 @@ class Encoder:
         eos_id: the tokenizer's own end token.
 
     Raises:
-        StartupError: the tokenizer has no fast backend, or decodes in a way that is not supported.
+        StartupError: the tokenizer decodes in a way that is not supported.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
-        backend = getattr(tokenizer, "backend_tokenizer", None)
-        if not isinstance(backend, Tokenizer):
-            raise StartupError(
-                f"{type(tokenizer).__name__} has no fast tokenizer: convert the model's tokenizer "
-                "to a tokenizer.json"
-            )
+    def __init__(self, tokenizer: ModelTokenizer) -> None:
+        backend = tokenizer.backend
         backend.no_truncation()
         backend.no_padding()
-        self._tokenizer = tokenizer
         self._backend = backend
+        self._templates = {
+            name: ChatTemplate(source, tokenizer.special_tokens)
+            for name, source in tokenizer.chat_templates.items()
+        }
         description = msgspec.json.decode(backend.to_str())
         rules = read_rules(description["decoder"])
         token_ids = backend.get_vocab(with_added_tokens=True)
         self._max_chars_per_token = _max_chars_per_token(
             token_ids, rules, description["normalizer"]
         )
-        self._reserved_kwargs = _parameters(tokenizer.apply_chat_template) | {"messages"}
         self.vocabulary = Vocabulary(backend.id_to_token, _special_ids(backend), rules)
         self.max_token_id: int = max(token_ids.values())
-        self.eos_id: int | None = tokenizer.eos_token_id
+        self.eos_id = tokenizer.eos_id
 
     def encode(self, prompt: Prompt, max_model_len: int | None = None) -> bytes:
         """Packed ids of a prompt; ids that the client gave are passed on unchecked.
@@ -125,42 +94,36 @@ class Encoder:
         Raises:
             RequestError: there is no template, or it cannot render this conversation.
         """
-        if self._tokenizer.chat_template is None:
-            raise RequestError(
-                FailureCode.INVALID_REQUEST,
-                "This model has no chat template. Use /v1/completions, or start the tokenizer with "
-                "--chat-template FILE.",
-                "messages",
-            )
         messages = _parse(prompt.messages, list[dict[str, Any]], "messages")
         tools = (
             None if prompt.tools is None else _parse(prompt.tools, list[dict[str, Any]], "tools")
         )
+        template = self._template(has_tools=tools is not None)
         try:
-            rendered = self._tokenizer.apply_chat_template(
+            return template.render(
                 [_with_text_content(message) for message in messages],
                 tools=tools,
                 add_generation_prompt=prompt.add_generation_prompt,
                 continue_final_message=prompt.continue_final_message,
-                tokenize=False,
-                **self._template_kwargs(prompt),
+                variables=_template_variables(prompt),
             )
         except jinja2.TemplateError as error:
             raise _unrenderable(error.message or type(error).__name__) from None
         except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
             # What the template's expressions do with values that they were not written for.
             raise _unrenderable(f"{type(error).__name__}: {error}") from None
-        return str(rendered)
 
-    def _template_kwargs(self, prompt: ChatPrompt) -> dict[str, Any]:
-        kwargs = _parse(prompt.chat_template_kwargs, dict[str, Any], "chat_template_kwargs")
-        if reserved := sorted(self._reserved_kwargs & kwargs.keys()):
-            raise RequestError(
-                FailureCode.INVALID_REQUEST,
-                f"chat_template_kwargs may not set {', '.join(reserved)}.",
-                "chat_template_kwargs",
-            )
-        return kwargs
+    def _template(self, has_tools: bool) -> ChatTemplate:
+        names = (_WITH_TOOLS, DEFAULT) if has_tools else (DEFAULT,)
+        for name in names:
+            if name in self._templates:
+                return self._templates[name]
+        raise RequestError(
+            FailureCode.INVALID_REQUEST,
+            "This model has no chat template. Use /v1/completions, or start the tokenizer with "
+            "--chat-template FILE.",
+            "messages",
+        )
 
     def _check_size(self, text: str, max_model_len: int | None, param: str) -> None:
         if max_model_len is None or self._max_chars_per_token is None:
@@ -214,9 +177,15 @@ def _max_chars_per_token(
     return max_chars
 
 
-def _parameters(method: Callable[..., object]) -> frozenset[str]:
-    """Names that would steer the rendering instead of reaching the template."""
-    return frozenset(inspect.signature(method).parameters) - {"documents", "kwargs"}
+def _template_variables(prompt: ChatPrompt) -> dict[str, Any]:
+    variables = _parse(prompt.chat_template_kwargs, dict[str, Any], "chat_template_kwargs")
+    if reserved := sorted(_RESERVED_VARIABLES & variables.keys()):
+        raise RequestError(
+            FailureCode.INVALID_REQUEST,
+            f"chat_template_kwargs may not set {', '.join(reserved)}.",
+            "chat_template_kwargs",
+        )
+    return variables
 
 
 _Json = TypeVar("_Json")

@@ -32,6 +32,21 @@ for number, sampling in enumerate((
 print(engine.join.backend, *sys.modules)
 """
 
+# Makes ids of a conversation.
+CHAT = """
+import sys
+from pathlib import Path
+
+from common.messages import ChatPrompt
+from services.tokenizer import service
+from services.tokenizer.encode import Encoder
+from services.tokenizer.model_tokenizer import load_tokenizer
+
+encoder = Encoder(load_tokenizer(Path(sys.argv[1])))
+assert encoder.encode(ChatPrompt(b'[{"role": "user", "content": "x"}]'))
+print(*sys.modules)
+"""
+
 
 def run(code: str, *arguments: str) -> list[str]:
     """The words that a process of our tree prints."""
@@ -53,3 +68,9 @@ def test_a_worker_that_serves_on_a_cpu_loads_no_torch(tiny_model: Path) -> None:
 
     assert backend == "cpu"
     assert not {"torch", "transformers", "triton"} & set(modules)
+
+
+def test_a_tokenizer_that_serves_loads_no_transformers(tiny_model: Path) -> None:
+    modules = run(CHAT, str(tiny_model))
+
+    assert not {"torch", "transformers", "numpy"} & set(modules)

@@ -17,6 +17,7 @@ from tokenizers import (
 from transformers import PreTrainedTokenizerFast
 
 from services.tokenizer.encode import Encoder
+from services.tokenizer.model_tokenizer import from_transformers
 
 # Latin with and without accents, CJK, Arabic, Devanagari with combining signs, emoji with joiners.
 TEXTS = (
@@ -117,7 +118,7 @@ def wrap(tokenizer: Tokenizer, **config: Any) -> PreTrainedTokenizerFast:
 
 @cache
 def encoder(kind: str) -> Encoder:
-    return Encoder(wrap(KINDS[kind]()))
+    return Encoder(from_transformers(wrap(KINDS[kind]())))
 
 
 def save_model(directory: Path, *, chat_template: str | None = CHAT_TEMPLATE) -> Path:

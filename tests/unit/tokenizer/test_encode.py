@@ -8,7 +8,8 @@ from transformers import PreTrainedTokenizerFast
 from common.errors import ConfigError, FailureCode, RequestError, StartupError
 from common.messages import ChatPrompt, Prompt, TextPrompt, TokenPrompt
 from common.token_ids import pack_ids, unpack_ids
-from services.tokenizer.encode import Encoder, load_tokenizer
+from services.tokenizer.encode import Encoder
+from services.tokenizer.model_tokenizer import from_transformers, load_tokenizer
 from tests.unit.tokenizer import models
 
 
@@ -25,7 +26,7 @@ def encoder(model_dir: Path) -> Encoder:
 def with_template(template: str | None) -> Encoder:
     tokenizer = models.wrap(models.byte_level())
     tokenizer.chat_template = template
-    return Encoder(tokenizer)
+    return Encoder(from_transformers(tokenizer))
 
 
 def chat(*messages: dict[str, Any], **options: Any) -> ChatPrompt:
@@ -45,7 +46,7 @@ def refusal(encoder: Encoder, prompt: Prompt) -> RequestError:
 
 def test_text_is_encoded_as_transformers_does_with_its_special_tokens() -> None:
     wrapped = models.wrap(models.byte_fallback())
-    ids = unpack_ids(Encoder(wrapped).encode(TextPrompt(models.TEXTS[1])))
+    ids = unpack_ids(Encoder(from_transformers(wrapped)).encode(TextPrompt(models.TEXTS[1])))
     assert list(ids) == wrapped(models.TEXTS[1])["input_ids"]
     assert ids[0] == models.byte_fallback().token_to_id("<s>")
 
@@ -63,7 +64,7 @@ def test_a_chat_is_what_transformers_makes_of_it(model_dir: Path, encoder: Encod
 def test_the_template_alone_writes_special_tokens_of_a_chat() -> None:
     tokenizer = models.wrap(models.byte_fallback())  # adds <s> to plain text
     tokenizer.chat_template = "<s>{{ messages[0]['content'] }}"
-    ids = unpack_ids(Encoder(tokenizer).encode(chat(user("fox"))))
+    ids = unpack_ids(Encoder(from_transformers(tokenizer)).encode(chat(user("fox"))))
     assert ids.count(models.byte_fallback().token_to_id("<s>")) == 1
 
 
@@ -177,7 +178,7 @@ def test_truncation_and_padding_of_the_tokenizer_file_are_off() -> None:
     tokenizer = models.wrap(models.byte_level())
     tokenizer.backend_tokenizer.enable_truncation(4)
     tokenizer.backend_tokenizer.enable_padding(length=64)
-    ids = unpack_ids(Encoder(tokenizer).encode(TextPrompt(models.TEXTS[0])))
+    ids = unpack_ids(Encoder(from_transformers(tokenizer)).encode(TextPrompt(models.TEXTS[0])))
     assert list(ids) == models.byte_level().encode(models.TEXTS[0]).ids
 
 
