@@ -8,13 +8,13 @@ from pydantic_settings import BaseSettings
 from rich.console import Console
 
 from common.config import EXIT_CONFIG, load_config
+from common.workload.options import SlaOptions
 from splitfuse.bench.calibrate import calibrate
 from splitfuse.bench.options import (
     CalibrateConfig,
     ReplicasConfig,
     ReportConfig,
     ServeBenchConfig,
-    SlaOptions,
     SweepConfig,
 )
 from splitfuse.bench.replicas import replicas
@@ -23,6 +23,7 @@ from splitfuse.bench.serve import serve
 from splitfuse.bench.session import show
 from splitfuse.bench.sweep import sweep
 
+FILE_WIDTH = 160
 Config = TypeVar("Config", bound=BaseSettings)
 
 
@@ -58,7 +59,12 @@ def report(config: ReportConfig, console: Console) -> int:
 def _verb(
     config_class: type[Config], run: Callable[[Config, Console], int]
 ) -> Callable[[Sequence[str]], int]:
-    return lambda argv: run(load_config(config_class, argv), Console(highlight=False))
+    return lambda argv: run(load_config(config_class, argv), _console())
+
+
+def _console() -> Console:
+    """A file or a pipe has no width: tables must not be cut there."""
+    return Console(highlight=False, width=None if sys.stdout.isatty() else FILE_WIDTH)
 
 
 VERBS: dict[str, tuple[Callable[[Sequence[str]], int], str]] = {

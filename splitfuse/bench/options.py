@@ -6,20 +6,22 @@ Names are those of vLLM's benchmark where the meaning is the same.
 import re
 import shlex
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Self
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, SecretStr, model_validator
 from pydantic_settings import CliPositionalArg, NoDecode, SettingsConfigDict
 
 from common.config import Seconds, Settings
-from common.workload.lengths import PAPER_MAX_PROMPT_TOKENS, PAPER_SPREAD
-from common.workload.measures import PAPER_EMA_SPAN, PAPER_PROMPT_TOKENS_PER_S, Sla
+from common.workload.options import (
+    OPEN_LOOP_PROMPTS,
+    LengthOptions,
+    Positive,
+    SlaOptions,
+    split_list,
+)
 from splitfuse.options import MODEL_HELP
 
-DEFAULT_INPUT_LEN = 1500
-DEFAULT_OUTPUT_LEN = 64
 PAPER_CLIENTS = (1, 2, 4, 6, 8, 12, 16, 20, 24, 28, 32)
-OPEN_LOOP_PROMPTS = 100
 
 # What a name in --policies adds to the flags of `splitfuse serve`.
 POLICIES = {
@@ -30,10 +32,6 @@ POLICIES = {
     "orca": ("--scheduling-policy=orca",),
 }
 _VARIANT = re.compile(r"([A-Za-z0-9._-]{1,40})=(.*)", re.DOTALL)
-
-
-def _split(value: Any) -> Any:
-    return [item for item in value.split(",") if item] if isinstance(value, str) else value
 
 
 def _ascending(values: list[int]) -> list[int]:
@@ -49,48 +47,8 @@ def _check_flags(value: str) -> str:
 
 Flags = Annotated[str, AfterValidator(_check_flags)]
 Count = Annotated[int, Field(ge=1)]
-Counts = Annotated[list[Count], NoDecode, BeforeValidator(_split), AfterValidator(_ascending)]
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-Rates = Annotated[list[Positive], NoDecode, BeforeValidator(_split)]
-Policies = Annotated[list[str], NoDecode, BeforeValidator(_split)]
-
-
-class LengthOptions(BaseModel):
-    """The shapes of requests."""
-
-    input_len: int | None = Field(
-        None, ge=1, description=f"mean tokens of prompts; default: {DEFAULT_INPUT_LEN}"
-    )
-    output_len: int | None = Field(
-        None, ge=1, description=f"mean tokens of outputs; default: {DEFAULT_OUTPUT_LEN}"
-    )
-    length_distribution: Literal["normal", "fixed", "uniform"] = Field(
-        "normal", description="of both lengths, each drawn for itself"
-    )
-    length_spread: float | None = Field(
-        None,
-        ge=0,
-        le=1,
-        description="normal: standard deviation / mean; uniform: lengths are mean * (1 ± spread); "
-        f"default: {PAPER_SPREAD}",
-    )
-    max_input_len: int = Field(
-        PAPER_MAX_PROMPT_TOKENS, ge=1, description="longer prompts are cut to it"
-    )
-    trace: Path | None = Field(
-        None,
-        description="JSON lines with prompt_tokens, output_tokens and perhaps arrival_s, tenant, "
-        "priority: requests as they are there, instead of drawn ones",
-    )
-
-    @model_validator(mode="after")
-    def _lengths_come_from_one_place(self) -> Self:
-        drawn = ("input_len", "output_len", "length_spread")
-        if self.trace is not None and any(getattr(self, name) is not None for name in drawn):
-            raise ValueError("trace says all lengths: leave input-len, output-len and spread out")
-        if self.length_distribution == "fixed" and self.length_spread is not None:
-            raise ValueError(f"length-spread ({self.length_spread}): fixed lengths have none")
-        return self
+Counts = Annotated[list[Count], NoDecode, BeforeValidator(split_list), AfterValidator(_ascending)]
+Policies = Annotated[list[str], NoDecode, BeforeValidator(split_list)]
 
 
 class RequestOptions(BaseModel):
@@ -109,31 +67,6 @@ class RequestOptions(BaseModel):
     temperature: float = Field(0.0, ge=0, description="of sampling; 0: the most probable token")
     request_timeout_s: Seconds = Field(900.0, description="a request that takes longer has failed")
     api_key: SecretStr | None = Field(None, description="better given by variable")
-
-
-class SlaOptions(BaseModel):
-    """What counts as good; the defaults are the FastGen paper's."""
-
-    sla_tokens_per_s: Rates = Field(
-        [2.0, 4.0, 6.0], min_length=1, description="paces of generation, one SLA each"
-    )
-    sla_prompt_tokens_per_s: Positive = Field(
-        PAPER_PROMPT_TOKENS_PER_S, description="the first token may take prompt tokens / it seconds"
-    )
-    sla_ema_span: int = Field(
-        PAPER_EMA_SPAN, ge=1, description="tokens over which gaps are averaged exponentially"
-    )
-    sla_scale: Positive = Field(
-        1.0, description="all SLAs allow so many times longer (for a machine of another speed)"
-    )
-
-    @property
-    def slas(self) -> list[Sla]:
-        """In the order of the paces."""
-        return [
-            Sla(pace, self.sla_prompt_tokens_per_s, self.sla_ema_span).scaled(self.sla_scale)
-            for pace in self.sla_tokens_per_s
-        ]
 
 
 class OutputOptions(BaseModel):

@@ -7,7 +7,7 @@ from tokenizers import Tokenizer
 
 from common.errors import ConfigError
 from common.workload.arrivals import Arrivals, ClosedLoop, OpenLoop
-from splitfuse.bench.loads import LoadMaker
+from common.workload.load_maker import LoadMaker
 from splitfuse.bench.options import ServeBenchConfig, SweepConfig
 from splitfuse.bench.own_server import api_key
 from splitfuse.bench.results import new_results

@@ -10,11 +10,11 @@ from rich.console import Console
 from common.errors import StartupError
 from common.workload.arrivals import Arrivals
 from common.workload.load import Load
+from common.workload.load_maker import LoadMaker
 from common.workload.plots import can_plot
 from common.workload.timeline import Timeline
 from splitfuse.bench.drive import drive
 from splitfuse.bench.figures import draw_figures
-from splitfuse.bench.loads import LoadMaker
 from splitfuse.bench.options import LoadOptions
 from splitfuse.bench.process_tree import ProcessTree
 from splitfuse.bench.processor import ProcessorClock

@@ -6,8 +6,8 @@ from pydantic_settings import BaseSettings
 from common.config import load_config
 from common.errors import ConfigError
 from common.workload.arrivals import ClosedLoop, OpenLoop, Recorded
+from common.workload.load_maker import LoadMaker
 from common.workload.measures import Sla
-from splitfuse.bench.loads import LoadMaker
 from splitfuse.bench.options import ReplicasConfig, ServeBenchConfig, SweepConfig
 
 

@@ -8,14 +8,14 @@ from common.errors import ConfigError
 from common.workload.arrivals import Arrivals, ClosedLoop, OpenLoop, Recorded
 from common.workload.lengths import PAPER_SPREAD, Lengths
 from common.workload.load import Load, make_load
-from common.workload.timeline import RequestShape
-from common.workload.trace import Trace, parse_trace
-from splitfuse.bench.options import (
+from common.workload.options import (
     DEFAULT_INPUT_LEN,
     DEFAULT_OUTPUT_LEN,
     OPEN_LOOP_PROMPTS,
     LengthOptions,
 )
+from common.workload.timeline import RequestShape
+from common.workload.trace import Trace, parse_trace
 
 MAX_OUTPUT_TOKENS = 2**31 - 1  # outputs are not cut: what was asked for is what is measured
 
