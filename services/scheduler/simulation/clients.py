@@ -38,7 +38,7 @@ class Clients:
     ) -> None:
         self.simulator = Simulator(core, host, self._ended, observe)
         self._load = load
-        self._requests = requests
+        self.requests = requests
         self._on_end = on_end
         self._patience_s = patience_s
         self._num_sent = 0
@@ -65,14 +65,14 @@ class Clients:
         self._num_sent += 1
         shape = self._load.shapes[number]
         simulator = self.simulator
-        message = self._requests.make(number, shape)
+        message = self.requests.make(number, shape)
         simulator.send(message).shape = shape
         patience_s = self._patience_s(number)
         if patience_s is not None:
             simulator.at(simulator.now + patience_s, partial(simulator.cancel, message.request_id))
 
     def _ended(self, request_id: str, timeline: Timeline) -> None:
-        self._requests.forget(request_id)
+        self.requests.forget(request_id)
         self._on_end(timeline)
         if self._load.is_closed:
             self._send_next()

@@ -9,7 +9,7 @@ from math import exp
 from typing import Literal
 
 from common.errors import ConfigError
-from common.messages import WorkerJoin
+from common.messages import StepTiming, WorkerJoin
 from common.workload.load import Load
 from common.workload.timeline import Timeline
 from services.scheduler.core import CoreOptions, SchedulerCore
@@ -36,6 +36,8 @@ class Machine:
     max_model_len: int  #: tokens of prompt and output
     vocab_size: int = 32_000
     max_num_seqs: int = 4096
+    device: str = "cuda:0"  #: as the worker announces it; the scheduler's defaults depend on it
+    calibration: tuple[StepTiming, ...] = ()  #: passes it has measured before it joins
     #: standard deviation of the logarithm of measured over predicted time of a pass
     noise: float = 0.0
 
@@ -43,7 +45,7 @@ class Machine:
         """What it announces."""
         return WorkerJoin(
             model="simulated",
-            device="simulated",
+            device=self.device,
             backend="simulated",
             dtype="float16",
             num_blocks=self.num_blocks,
@@ -51,6 +53,7 @@ class Machine:
             max_model_len=self.max_model_len,
             vocab_size=self.vocab_size,
             max_num_seqs=self.max_num_seqs,
+            calibration=self.calibration,
         )
 
 
@@ -77,6 +80,7 @@ class Run:
     wall_s: float  #: on the real one
     num_events: int  #: that the core handled
     num_passes: int
+    num_tokens: int  #: in all passes
     busy_share: float  #: of the workers' time in which a pass ran
 
 
@@ -102,6 +106,7 @@ def simulate(scenario: Scenario, load: Load) -> Run:
         wall_s=wall_s,
         num_events=simulator.num_events,
         num_passes=sum(worker.num_passes for worker in workers),
+        num_tokens=sum(worker.num_tokens for worker in workers),
         busy_share=sum(w.busy_s for w in workers) / (duration_s * len(workers) or 1.0),
     )
 

@@ -25,6 +25,7 @@ from services.scheduler.events import (
     SendStep,
     StepFinished,
     Tick,
+    WorkerDraining,
     WorkerJoined,
     WorkerLost,
 )
@@ -66,6 +67,7 @@ class Simulator:
         self._observe = observe
         self._timelines: dict[str, Timeline] = {}  # of requests that have not ended
         self._actions: list[tuple[float, int, Callable[[], None]]] = []
+        self._is_ticking = False
         self._order = count()  # among actions at one time, the first scheduled runs first
 
     @property
@@ -84,7 +86,9 @@ class Simulator:
             SimulationStalled: requests are left over and nobody will run them.
         """
         actions = self._actions
-        self.at(self.now + TICK_S, self._tick)
+        if not self._is_ticking:
+            self._is_ticking = True
+            self.at(self.now + TICK_S, self._tick)
         while actions and actions[0][0] <= until_s:
             self.now, _, action = heapq.heappop(actions)
             action()
@@ -98,6 +102,10 @@ class Simulator:
         """A worker is gone with all that is in flight."""
         del self.workers[name]
         self._handle(WorkerLost(name))
+
+    def drain(self, name: str) -> None:
+        """A worker finishes what runs on it and takes nothing more."""
+        self._handle(WorkerDraining(name))
 
     def send(self, message: GenerateRequest) -> Timeline:
         """A client sends a request."""
@@ -126,7 +134,9 @@ class Simulator:
         self._handle(Tick())
         if self._actions:
             self.at(self.now + TICK_S, self._tick)
-        elif self._timelines:
+            return
+        self._is_ticking = False
+        if self._timelines:
             raise SimulationStalled(
                 f"{self.num_open} requests wait at {self.now:.3f} s for "
                 f"{len(self.workers)} workers that have nothing to do"

@@ -39,6 +39,7 @@ class SimulatedWorker:
         self.join = join
         self.busy_s = 0.0  #: of the device, over all passes
         self.num_passes = 0
+        self.num_tokens = 0  #: in all passes
         self._pass_time = pass_time
         self._sample = sample
         self._host = host
@@ -69,6 +70,7 @@ class SimulatedWorker:
         self._free_at = end + host.pass_ms / MS_PER_S
         self.busy_s += step_ms / MS_PER_S
         self.num_passes += 1
+        self.num_tokens += shape.num_tokens
         return end, StepResult(plan.step_id, self._sampled(plan), round(step_ms * NS_PER_MS))
 
     def _sampled(self, plan: StepPlan) -> tuple[SampledToken, ...]:

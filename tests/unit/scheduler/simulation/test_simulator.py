@@ -2,7 +2,7 @@ from common.messages import GenerateRequest, SamplingParams
 from common.token_ids import pack_ids
 from common.workload.timeline import Timeline
 from services.scheduler.core import SchedulerCore
-from services.scheduler.events import Event, Instruction, RequestArrived, StepFinished
+from services.scheduler.events import Event, Instruction, RequestArrived, StepFinished, Tick
 from services.scheduler.simulation.host import HostCosts
 from services.scheduler.simulation.simulator import CANCELLED, Simulator
 from services.scheduler.simulation.worker import SimulatedWorker
@@ -40,6 +40,18 @@ def test_the_clock_stops_where_it_is_told_to() -> None:
 
     assert bench.simulator.now == 0.05  # the fifth pass has ended
     assert bench.simulator.num_open == 1
+
+
+def test_a_simulation_goes_on_where_it_stopped_and_comes_to_an_end() -> None:
+    bench = Bench()
+    timeline = bench.send("a", output=100)
+    for until_s in (0.2, 0.4, 0.6):
+        bench.simulator.run(until_s)
+    bench.simulator.run()
+    num_ticks = sum(isinstance(event, Tick) for event in bench.events)
+
+    assert round(timeline.latency_s, 6) == 1.0
+    assert num_ticks == 2  # one a second until nothing is left to do
 
 
 def test_a_cancelled_request_ends_at_once_and_frees_its_memory() -> None:
