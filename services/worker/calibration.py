@@ -48,8 +48,8 @@ class Pass:
         return self.prompt_context + self.num_prompt_tokens
 
 
-#: In an order in which each finds its context written, the longest ones last. Between them they
-#: tell all that time depends on: tokens, few and many sequences, short and long contexts, logits.
+#: Between them they tell all that time depends on: tokens, few and many sequences, short and long
+#: contexts, logits.
 #: Decodes have 272 blocks of 16 tokens, the document 64: 125 MB of KV for SmolLM2-135M. L2 caches
 #: hold less than that of a layer; with half as much, contexts looked half as expensive.
 STARTUP_PASSES: Final = (
@@ -93,38 +93,80 @@ def calibrate(
 ) -> dict[Pass, StepTiming]:
     """Measure passes on an engine without sequences, and leave it so.
 
+    Passes take turns so that each gets as much time as the others: short ones, on which a hiccup
+    weighs most, run several times before the longest run once.
+
     Args:
         now: seconds, monotonic.
         passes: those that the engine's cache and lengths cannot hold are left out.
-        time_limit_s: after so long no pass begins; one that would take longer, judging by those
-            before it, is left out.
-        rounds: how often each runs at most, as long as it has not taken more than its share of
-            the time; its timing is the lower median.
+        time_limit_s: after so long no pass begins, nor one that would end later, judging by those
+            before it.
+        rounds: how often each runs at most; its timing is the lower median.
         checkpoint: called before each pass; may raise to give up.
 
     Returns:
         The timing of each pass that ran, in the order of `passes`.
     """
     document = _Document(engine.join, passes)
-    possible = [p for p in passes if document.holds(p)]
-    timings: dict[Pass, list[StepTiming]] = {p: [] for p in possible}
-    deadline, share_ns = now() + time_limit_s, 1e9 * time_limit_s / max(len(possible), 1)
-    is_written = False
-    for chosen in (p for _ in range(rounds) for p in possible):
+    times = _Times([p for p in passes if document.holds(p)], rounds)
+    deadline = now() + time_limit_s
+    is_warm = is_written = False
+    while (chosen := times.next(deadline - now())) is not None:
         checkpoint()
-        measured = timings[chosen]
-        # The first time counts little: memory and code are touched for the first time, too.
-        has_share = len(measured) < 2 or sum(t.step_ns for t in measured[1:]) < share_ns
-        if not has_share or now() + _expected_s(chosen, timings) > deadline:
-            continue
-        if chosen.num_decodes and not is_written:
+        if not is_warm:  # the first pass of a process touches all code and all weights
+            _run(engine, document.plan(chosen))
+            is_warm = True
+        elif chosen.num_decodes and not is_written:
             is_written = True
-            if now() + _seconds_of(document.num_blocks, timings) <= deadline:
+            if times.expected_s(document.num_blocks) <= deadline - now():
                 for plan in document.plans_writing():
                     _run(engine, plan)
-        measured.append(_run(engine, document.plan(chosen)))
+        else:
+            times.add(chosen, _run(engine, document.plan(chosen)))
     engine.reset()
-    return {p: _lower_median(measured) for p, measured in timings.items() if measured}
+    return times.medians()
+
+
+class _Times:
+    """What was measured of each pass, and what to measure next."""
+
+    def __init__(self, passes: Sequence[Pass], rounds: int) -> None:
+        self._rounds = rounds
+        self._timings: dict[Pass, list[StepTiming]] = {p: [] for p in passes}
+        self._largest: StepTiming | None = None  #: of the pass with most tokens
+
+    def add(self, measured: Pass, timing: StepTiming) -> None:
+        """Take the timing of a pass in."""
+        self._timings[measured].append(timing)
+        if self._largest is None or timing.num_tokens > self._largest.num_tokens:
+            self._largest = timing
+
+    def next(self, seconds_left: float) -> Pass | None:
+        """Of the passes that fit the time left, the one that had least of it; None if none fits."""
+        costs = [
+            (sum(t.step_ns for t in timings) / 1e9, expected_s, wanted)
+            for wanted, timings in self._timings.items()
+            if len(timings) < self._rounds
+            and (expected_s := self._next_s(wanted, timings)) <= seconds_left
+        ]
+        return min(costs, key=lambda cost: cost[0] + cost[1])[2] if costs else None
+
+    def expected_s(self, num_tokens: int) -> float:
+        """As many seconds per token as the largest pass took, and no fewer in all; 0: none ran."""
+        if self._largest is None:
+            return 0.0
+        return self._largest.step_ns / 1e9 * max(1.0, num_tokens / self._largest.num_tokens)
+
+    def medians(self) -> dict[Pass, StepTiming]:
+        """Lower ones: other work on the machine makes passes slower, never faster."""
+        return {
+            measured: sorted(timings, key=lambda t: t.step_ns)[(len(timings) - 1) // 2]
+            for measured, timings in self._timings.items()
+            if timings
+        }
+
+    def _next_s(self, wanted: Pass, timings: Sequence[StepTiming]) -> float:
+        return timings[-1].step_ns / 1e9 if timings else self.expected_s(wanted.num_tokens)
 
 
 def room_tokens(join: WorkerJoin) -> int:
@@ -236,23 +278,3 @@ def _counts(chunks: Sequence[Chunk]) -> tuple[int, int, int, int, int]:
     )
     num_tokens = sum(c.num_tokens for c in chunks)
     return num_tokens, sum(ends), attended, len(chunks), sum(c.sample for c in chunks)
-
-
-def _expected_s(wanted: Pass, timings: dict[Pass, list[StepTiming]]) -> float:
-    """Seconds that it took, else what its tokens would take."""
-    known = timings[wanted]
-    return known[-1].step_ns / 1e9 if known else _seconds_of(wanted.num_tokens, timings)
-
-
-def _seconds_of(num_tokens: int, timings: dict[Pass, list[StepTiming]]) -> float:
-    """As many per token as the largest pass so far, and no fewer in all; 0 if none ran."""
-    so_far = [t for measured in timings.values() for t in measured]
-    if not so_far:
-        return 0.0
-    largest = max(so_far, key=lambda t: t.num_tokens)
-    return largest.step_ns / 1e9 * max(1.0, num_tokens / largest.num_tokens)
-
-
-def _lower_median(measured: Sequence[StepTiming]) -> StepTiming:
-    """Other work on the machine makes passes slower, never faster."""
-    return sorted(measured, key=lambda t: t.step_ns)[(len(measured) - 1) // 2]
