@@ -1,6 +1,6 @@
 """Every policy, number of workers and load of `splitfuse simulate`, one after the other."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from common.config import SchedulerConfig, SchedulerOptions
@@ -94,11 +94,18 @@ def policy_options(options: SchedulerOptions, policy: str) -> CoreOptions:
 
     What says how prompts are cut is left out where they are not.
     """
+    changes = dict(POLICIES[policy])
+    if changes["scheduling_policy"] != "splitfuse":
+        changes |= {"partition": None, "target_tbt_ms": None}
+    return core_options_of(options, changes)
+
+
+def core_options_of(
+    options: SchedulerOptions, changes: Mapping[str, str | None] | None = None
+) -> CoreOptions:
+    """The core's options as the scheduler service makes them, with some options changed."""
     fields = {name: getattr(options, name) for name in SchedulerOptions.model_fields}
-    fields |= POLICIES[policy]
-    if fields["scheduling_policy"] != "splitfuse":
-        fields |= {"partition": None, "target_tbt_ms": None}
-    return core_options(SchedulerConfig.model_construct(**fields))
+    return core_options(SchedulerConfig.model_construct(**(fields | dict(changes or {}))))
 
 
 def with_budget(options: CoreOptions, token_budget: int | None) -> CoreOptions:
