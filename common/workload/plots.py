@@ -96,7 +96,7 @@ def plot_scaling(path: Path, curves: Curves) -> None:
 
 
 def plot_pass_time(path: Path, pass_ms: Curves) -> None:
-    """The paper's figures of a pass: its time [ms] and its tokens/s, over its tokens.
+    """The paper's figure 2: time of a pass [ms] and its tokens/s, over its tokens.
 
     Args:
         pass_ms: by label, points of (tokens in the pass, milliseconds).
@@ -110,6 +110,9 @@ def plot_pass_time(path: Path, pass_ms: Curves) -> None:
         _name(time_axis, "latency of a pass", "tokens in the pass", "time (ms)")
         _draw_curves(rate_axis, rates)
         _name(rate_axis, "throughput of a pass", "tokens in the pass", "tokens/s")
+        rate_axis.set_xscale("log", base=2)  # the knee lies among the small passes
+        rate_axis.set_xlim(left=1)
+        rate_axis.xaxis.set_major_formatter("{x:.0f}")
 
 
 def _draw_curves(axis: "Axes", curves: Curves) -> None:

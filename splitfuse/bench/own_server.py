@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from common.config import ENV_PREFIX
 from common.errors import ConfigError
 from splitfuse.app_tree import python_command, python_environment
 from splitfuse.bench.options import RequestOptions
@@ -18,6 +19,7 @@ from splitfuse.bench.sse_client import Endpoint
 from splitfuse.bench.target import Target, served_model
 from splitfuse.cache import cache_dir
 from splitfuse.models import resolve_model
+from splitfuse.options import ServeConfig
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +49,7 @@ def own_server(
     own = [*python_command("splitfuse"), "serve", f"--port={port}", *flags, "--", str(model)]
     log = cache_dir() / "bench" / f"{label}.log"
     ready = f"{url}/health/ready"
-    with server_process(label, own, python_environment(os.environ), ready, log) as server:
+    with server_process(label, own, _environ(options), ready, log) as server:
         key = api_key(options)
         target = Target(
             Endpoint.of(url, key),
@@ -56,6 +58,14 @@ def own_server(
             temperature=options.temperature,
         )
         yield OwnServer(target, server.tree)
+
+
+def _environ(options: RequestOptions) -> dict[str, str]:
+    """Ours, without the variables that tell the bench what the server has no option for."""
+    ours = type(options).model_fields.keys() - ServeConfig.model_fields.keys()
+    names = {f"{ENV_PREFIX}{name}".upper() for name in ours}
+    kept = {name: value for name, value in os.environ.items() if name.upper() not in names}
+    return python_environment(kept)
 
 
 def api_key(options: RequestOptions) -> str | None:

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
 
+from rich import box
 from rich.table import Table
 
 from common.workload.measures import Percentiles, Sla, Summary
@@ -38,7 +39,7 @@ COLUMNS = (
     Column("requests/s", lambda s: s.requests_per_s, 2, is_brief=True),
     Column("clients / mean latency, 1/s", lambda s: s.clients_per_latency, 2),
     Column("output tokens/s", lambda s: s.output_tokens_per_s, 0),
-    Column("latency mean, s", lambda s: _mean_s(s.latency_s), 2, is_brief=True),
+    Column("latency, s", lambda s: _mean_s(s.latency_s), 2, is_brief=True),
     Column("TTFT P50, ms", lambda s: _ms(s.ttft_s, "p50"), 0, is_brief=True),
     Column("TTFT P99, ms", lambda s: _ms(s.ttft_s, "p99"), 0),
     Column("TBT P50, ms", lambda s: _ms(s.tbt_s, "p50"), 1, is_brief=True),
@@ -51,8 +52,8 @@ COLUMNS = (
 def results_table(results: Results) -> Table:
     """A row per server and number of clients: medians over rounds."""
     columns = [column for column in _columns(results) if column.is_brief]
-    heads = [column.title.replace(", ", "\n") for column in columns]
-    table = Table("server", "clients", *heads)
+    heads = [column.title.replace(", ", "\n").replace(" P", "\nP") for column in columns]
+    table = Table("server", "clients", *heads, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for (label, _, num_clients), runs in results.groups().items():
         table.add_row(label, _clients(num_clients), *(_median(column, runs) for column in columns))
     return table
