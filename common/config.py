@@ -197,8 +197,8 @@ class SchedulerOptions(BaseModel):
     )
     record_dir: Path | None = Field(
         None,
-        description="where the record is written on a crash or on SIGUSR1, token ids of prompts "
-        "and outputs in it; default: splitfuse/records in ~/.local/state",
+        description="where the record is written on a crash or on SIGUSR1, with the token ids of "
+        "prompts and outputs; the last 8 are kept; default: ~/.local/state/splitfuse/records",
     )
 
     @model_validator(mode="after")

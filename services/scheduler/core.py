@@ -13,7 +13,7 @@ sampling depends only on (seed, position), they go on as they would have.
 from array import array
 from collections import Counter, defaultdict, deque
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import inf
 
 from common.errors import FailureCode
@@ -156,20 +156,23 @@ class SchedulerCore:
 
     @property
     def stats(self) -> SchedulerStats:
-        """Counters, with the numbers of now brought up to date."""
-        stats = self._stats
-        stats.num_running = sum(replica.num_running for replica in self._replicas)
-        stats.num_waiting = self.num_requests - stats.num_running
-        stats.num_queued_tokens = self._num_queued_tokens
-        num_blocks = sum(replica.pool.num_blocks for replica in self._replicas)
-        num_held = sum(replica.pool.num_held for replica in self._replicas)
-        budgets = [replica.budget for replica in self._replicas]
-        stats.token_budget = min((b.tokens for b in budgets), default=0)
-        stats.slow_ratio = max((b.slow_ratio.value for b in budgets), default=0.0)
-        stats.step_time_error = max((b.model.relative_error for b in budgets), default=0.0)
-        stats.kv_usage = num_held / num_blocks if num_blocks else 0.0
-        stats.num_workers = len(self._replicas)
-        return stats
+        """A copy of the counters, with the numbers of now: reading it changes nothing."""
+        replicas = list(self._replicas)
+        num_running = sum(replica.num_running for replica in replicas)
+        num_blocks = sum(replica.pool.num_blocks for replica in replicas)
+        num_held = sum(replica.pool.num_held for replica in replicas)
+        budgets = [replica.budget for replica in replicas]
+        return replace(
+            self._stats,
+            num_running=num_running,
+            num_waiting=self.num_requests - num_running,
+            num_queued_tokens=self._num_queued_tokens,
+            token_budget=min((b.tokens for b in budgets), default=0),
+            slow_ratio=max((b.slow_ratio.value for b in budgets), default=0.0),
+            step_time_error=max((b.model.relative_error for b in budgets), default=0.0),
+            kv_usage=num_held / num_blocks if num_blocks else 0.0,
+            num_workers=len(replicas),
+        )
 
     def _dispatch(self, event: Event, now: float) -> None:
         match event:

@@ -4,6 +4,7 @@ import hashlib
 import mmap
 import os
 import platform
+import re
 import tempfile
 from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
@@ -20,6 +21,7 @@ from services.scheduler.checkpoint import MAX_CHECKPOINT_BYTES
 
 SUFFIX: Final = ".record"
 MAX_FILES: Final = 8  # a scheduler that crashes again and again must not fill the disk
+_NAME: Final = re.compile(r".+-\d{8}T\d{6}\.\d{6}Z-\w+\.record")  # as `write_record` names files
 MAX_ENTRY_BYTES: Final = MAX_CHECKPOINT_BYTES + 1024
 _READ_BYTES: Final = 2**20
 
@@ -77,8 +79,9 @@ def write_record(
 
 
 def _drop_oldest(directory: Path) -> None:
-    files = sorted(directory.glob(f"*{SUFFIX}"), key=lambda path: path.stat().st_mtime_ns)
-    for path in files[:-MAX_FILES]:
+    """Of files of ours: one that a person has named is there to stay."""
+    ours = [path for path in directory.glob(f"*{SUFFIX}") if _NAME.fullmatch(path.name)]
+    for path in sorted(ours, key=lambda path: path.stat().st_mtime_ns)[:-MAX_FILES]:
         path.unlink(missing_ok=True)
 
 

@@ -60,6 +60,19 @@ def test_saving_changes_nothing() -> None:
     assert checkpoint.save(mesh.core) == before
 
 
+def test_reading_a_core_changes_nothing() -> None:
+    """What a shell looks at between events must not be missed when its record is replayed."""
+    core = a_busy_mesh().core
+    before = checkpoint.save(core)
+
+    assert core.stats.num_running > 0
+    assert core.stats is not core.stats
+    core.time_account.by_tenant.keys()
+    list(core.requests())
+
+    assert checkpoint.save(core) == before
+
+
 def test_a_request_that_a_step_in_flight_and_its_worker_hold_is_one_request() -> None:
     loaded = checkpoint.load(checkpoint.save(a_busy_mesh().core))
     (replica, _) = loaded.replicas

@@ -60,8 +60,10 @@ def test_nothing_is_left_of_a_record_that_could_not_be_written(tmp_path: Path) -
 
 
 def test_only_the_latest_records_are_kept_and_other_files_left_alone(tmp_path: Path) -> None:
-    other = tmp_path / "notes.txt"
-    other.write_text("mine")
+    others = [tmp_path / "notes.txt", tmp_path / "the-crash-of-monday.record"]
+    for other in others:
+        other.write_text("mine")
+        os.utime(other, (0, 0))
     paths = []
     for second in range(MAX_FILES + 3):
         path = write(tmp_path)
@@ -69,7 +71,7 @@ def test_only_the_latest_records_are_kept_and_other_files_left_alone(tmp_path: P
         paths.append(path)
 
     # The last one was written when its predecessors were older than it, as files are.
-    assert sorted(tmp_path.iterdir()) == sorted([*paths[3:], other])
+    assert sorted(tmp_path.iterdir()) == sorted([*paths[3:], *others])
 
 
 @pytest.mark.parametrize(
