@@ -7,7 +7,7 @@ budget (256 per forward pass, which served them best), room for 32 sequences, an
 
 from benchmarks.peers.recipe import Command, Peer, Step
 
-BUDGET = "256"
+BUDGET = "256"  # tokens per pass, of peers; ours finds its own
 CPU_TORCH = "torch==2.13.0+cpu"  # other builds bring gigabytes for GPUs along
 
 NEW_VENV: Command = ("{python}", "-m", "venv", "{home}/venv")
@@ -20,7 +20,7 @@ SPLITFUSE = Peer(
     start=(
         *("{python}", "-m", "splitfuse", "serve", "{model}", "--served-model-name", "m"),
         *("--dtype", "{dtype}", "--max-model-len", "4096"),
-        *("--max-num-batched-tokens", BUDGET, "--port", "{port}", "--log-level", "warning"),
+        *("--port", "{port}", "--log-level", "warning"),
     ),
     environment={"PYTHONPATH": "{root}"},
     ready="/health/ready",
