@@ -1,5 +1,6 @@
 """A step in the making: what is in it so far, and what it still has room for."""
 
+from collections import defaultdict
 from itertools import islice
 from math import inf
 
@@ -9,7 +10,7 @@ from services.scheduler.cost_model import StepShape
 from services.scheduler.pass_budget import PassLimit
 from services.scheduler.replicas import Replica, Step
 from services.scheduler.request import Request
-from services.scheduler.work import num_attended
+from services.scheduler.work import EMPTY, chunk_shape, plus
 
 
 class Draft:
@@ -22,10 +23,12 @@ class Draft:
 
     __slots__ = (
         "_chunks",
+        "_decodes",
         "_new_sequences",
         "_num_attended_tokens",
         "_num_context_tokens",
         "_out_of_time",
+        "_prompts",
         "_replica",
         "limit",
         "num_prompt_tokens",
@@ -42,6 +45,8 @@ class Draft:
         self.queue_times_s: list[float] = []  #: of requests that start for the first time with it
         self._replica = replica
         self._chunks: list[Chunk] = []
+        self._decodes: list[Request] = []
+        self._prompts: list[tuple[Request, StepShape]] = []  #: with what is in the step of each
         self._new_sequences: list[NewSequence] = []
         self._num_context_tokens = 0
         self._num_attended_tokens = 0
@@ -68,20 +73,18 @@ class Draft:
 
     def shapes_by_tenant(self) -> dict[str, StepShape]:
         """What each tenant has in the step."""
-        requests = self.step.samplers | dict(self.step.partial)
-        tenants = dict.fromkeys(request.tenant for request in requests.values())
-        if len(tenants) < 2:
-            return dict.fromkeys(tenants, self.shape())
-        sums = {tenant: [0] * 5 for tenant in tenants}
-        for chunk in self._chunks:
-            total = sums[requests[chunk.sequence_id].tenant]
-            start, num_tokens = chunk.num_computed_tokens, chunk.num_tokens
-            total[0] += num_tokens
-            total[1] += start + num_tokens
-            total[2] += num_attended(start, num_tokens)
-            total[3] += 1
-            total[4] += chunk.sample
-        return {tenant: StepShape(*total) for tenant, total in sums.items()}
+        shapes: dict[str, StepShape] = {}
+        for request, shape in self._prompts:
+            shapes[request.tenant] = plus(shapes.get(request.tenant, EMPTY), shape)
+        sums: dict[str, list[int]] = defaultdict(lambda: [0, 0])
+        for request in self._decodes:
+            decodes = sums[request.tenant]
+            decodes[0] += 1
+            decodes[1] += request.num_computed_tokens
+        for tenant, (number, context) in sums.items():
+            shape = StepShape(number, context, context, number, number)
+            shapes[tenant] = plus(shapes.get(tenant, EMPTY), shape)
+        return shapes
 
     def plan(self) -> StepPlan:
         """The step as its worker gets it."""
@@ -108,8 +111,8 @@ class Draft:
     def add_decodes(self, wanted: int) -> None:
         """Add the first decodes, one token each; every step pays this loop for every stream."""
         replica, samplers, chunks = self._replica, self.step.samplers, self._chunks
+        decodes = self._decodes
         block_size = replica.block_size
-        num_before = len(chunks)
         num_context_tokens, limit_ms = 0, inf
         for sequence_id, request in islice(replica.decodes.items(), wanted):
             computed = request.num_computed_tokens
@@ -119,12 +122,13 @@ class Draft:
             new_blocks = b"" if computed % block_size else pack_ids(replica.take_blocks(request, 1))
             chunks.append(Chunk(sequence_id, computed, 1, new_blocks, True))
             samplers[sequence_id] = request
+            decodes.append(request)
             request.num_computed_tokens = computed + 1
             request.num_pending_tokens += 1
             if request.target_tbt_ms < limit_ms:
                 limit_ms = request.target_tbt_ms
         self.step.limit_ms = limit_ms
-        self.num_tokens += len(chunks) - num_before
+        self.num_tokens += len(decodes)
         self._num_context_tokens += num_context_tokens
         self._num_attended_tokens += num_context_tokens
 
@@ -159,7 +163,9 @@ class Draft:
         else:
             self.step.partial.append((sequence_id, request))
         self._chunks.append(Chunk(sequence_id, start, num_tokens, new_blocks, sample))
+        shape = chunk_shape(start, num_tokens, sample=sample)
+        self._prompts.append((request, shape))
         self.num_tokens += num_tokens
         self.num_prompt_tokens += num_tokens
-        self._num_context_tokens += end
-        self._num_attended_tokens += num_attended(start, num_tokens)
+        self._num_context_tokens += shape.num_context_tokens
+        self._num_attended_tokens += shape.num_attended_tokens
