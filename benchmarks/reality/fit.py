@@ -17,6 +17,7 @@ FIRST_STEPS = {
     "noise": 0.05,
 }
 NUM_HALVINGS = 5
+MAX_SWEEPS = 4  # over all costs with steps of one size
 LEAST = {"slowdown": 0.5}  # all others cannot be negative
 
 
@@ -44,8 +45,7 @@ def search(error: Callable[[Costs], float], costs: Costs) -> Costs:
     best = error(costs)
     steps = dict(FIRST_STEPS)
     for _ in range(NUM_HALVINGS):
-        improved = True
-        while improved:
+        for _ in range(MAX_SWEEPS):
             improved = False
             for field in fields(Costs):
                 for step in (steps[field.name], -steps[field.name]):
@@ -55,6 +55,8 @@ def search(error: Callable[[Costs], float], costs: Costs) -> Costs:
                     if found < best:
                         best, costs, improved = found, candidate, True
                         break
+            if not improved:
+                break
         steps = {name: step / 2 for name, step in steps.items()}
     return costs
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import product
 
 from common.config import SchedulerConfig, SchedulerOptions
 from common.workload.measures import Sla, Summary, summarize
@@ -16,7 +17,7 @@ from services.scheduler.simulation.scenario import Machine, Run, Scenario, simul
 class Outcome:
     """One run in numbers."""
 
-    policy: str
+    policy: str  #: and placement, where it is not by backlog
     num_workers: int
     load: str
     x: float  #: clients or requests/s of the load
@@ -70,19 +71,19 @@ def compare(config: SimulateConfig, machine: Machine) -> Iterator[Outcome]:
         for point in points_of(config, num_workers):
             for round_number in range(1, config.rounds + 1):
                 load = load_at(config, point, num_workers, round_number)
-                for policy in config.policies:
+                for policy, placement in product(config.policies, config.placements):
                     scenario = Scenario(
                         core=policy_options(config, policy),
                         machine=machine,
                         num_workers=num_workers,
-                        placement=config.placement,
+                        placement=placement,
                         max_tokens=config.max_tokens,
                         seed=config.seed + round_number,
                     )
                     yield Outcome.of(
                         simulate(scenario, load),
                         config.slas,
-                        policy=policy,
+                        policy=policy if placement == "backlog" else f"{policy}, {placement}",
                         num_workers=num_workers,
                         point=point,
                         round_number=round_number,

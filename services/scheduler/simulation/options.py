@@ -45,6 +45,7 @@ PositiveList = Annotated[list[Positive], NoDecode, BeforeValidator(split_list)]
 Policies = Annotated[
     list[str], NoDecode, BeforeValidator(split_list), AfterValidator(_known_policies)
 ]
+Placements = Annotated[list[Placement], NoDecode, BeforeValidator(split_list)]
 CurvePoint = Annotated[tuple[int, float], BeforeValidator(_parse_point)]
 Curve = Annotated[list[CurvePoint], NoDecode, BeforeValidator(split_list), Field(min_length=2)]
 
@@ -186,8 +187,8 @@ class SimulateConfig(SimulationOptions, Settings):
     clients_per_worker: bool = Field(
         False, description="let clients, rates and num-prompts be per worker"
     )
-    placement: Placement = Field(
-        "backlog", description="of requests on workers; round-robin is there to be compared"
+    placements: Placements = Field(
+        ["backlog"], min_length=1, description="of requests on workers: backlog, round-robin"
     )
 
     @model_validator(mode="after")

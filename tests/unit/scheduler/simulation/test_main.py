@@ -42,6 +42,12 @@ def test_figures_are_drawn_where_they_are_asked_for(tmp_path: Path) -> None:
     ]
 
 
+def test_placements_are_compared_beside_each_other(capsys: pytest.CaptureFixture[str]) -> None:
+    main(["simulate", *SMALL, "--clients=4", "--workers=2", "--placements=backlog,round-robin"])
+
+    assert "splitfuse, round-robin" in capsys.readouterr().out
+
+
 def test_plan_answers_with_replicas_and_settings(capsys: pytest.CaptureFixture[str]) -> None:
     code = main(["plan", *SMALL, "--request-rate=5", "--budgets=256"])
     out = capsys.readouterr().out

@@ -108,7 +108,7 @@ def test_requests_without_a_worker_are_reported_and_not_waited_for() -> None:
         simulate(a_scenario(num_workers=0), a_closed_load(1, 1))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(
     prompts=st.lists(st.integers(1, 900), min_size=1, max_size=30),
     output=st.integers(1, 40),
