@@ -84,6 +84,15 @@ _MESSAGES: Final[dict[str, type[msgspec.Struct]]] = {
     for name, value in vars(messages).items()
     if isinstance(value, type) and issubclass(value, msgspec.Struct)
 }
+#: what reading bytes that are no checkpoint may raise
+_UNREADABLE: Final = (
+    AttributeError,
+    LookupError,
+    OverflowError,
+    RecursionError,
+    TypeError,
+    ValueError,
+)
 
 
 class _Kind(IntEnum):
@@ -138,7 +147,7 @@ def load(data: bytes) -> SchedulerCore:
         if number != FORMAT:
             raise RecordError(f"a checkpoint of format {number}; this is {FORMAT}")
         core = _Loader(layouts).load(root)
-    except (LookupError, TypeError, ValueError, OverflowError, RecursionError) as error:
+    except _UNREADABLE as error:
         raise RecordError(f"not a checkpoint of this scheduler: {error}") from error
     if not isinstance(core, SchedulerCore):
         raise RecordError(f"the checkpoint holds a {type(core).__name__}, no scheduler")
@@ -154,7 +163,7 @@ def describe(data: bytes) -> Any:
     try:
         _, layouts, root = msgspec.msgpack.decode(data)
         return _describe(root, layouts)
-    except (LookupError, TypeError, ValueError) as error:
+    except _UNREADABLE as error:
         raise RecordError(f"not a checkpoint of this scheduler: {error}") from error
 
 

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 
 import msgspec
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from common.errors import RecordError
 from services.scheduler import checkpoint
@@ -26,6 +28,9 @@ def a_busy_mesh() -> SchedulerMesh:
         mesh.run_step("w0")
         mesh.run_step("w1")
     return mesh
+
+
+WHOLE = checkpoint.save(a_busy_mesh().core)
 
 
 def answers(core: SchedulerCore, events: list[Event]) -> list[object]:
@@ -169,3 +174,17 @@ def rename_class(layouts: list[list[str]]) -> None:
 def test_what_is_no_checkpoint_of_this_version_is_refused(data: bytes, reason: str) -> None:
     with pytest.raises(RecordError, match=reason):
         checkpoint.load(data)
+
+
+@given(data=st.data())
+@settings(max_examples=300, deadline=None)
+def test_damaged_bytes_are_refused_or_make_some_core_and_nothing_else(data: st.DataObject) -> None:
+    damaged = bytearray(WHOLE)
+    for _ in range(data.draw(st.integers(1, 4))):
+        damaged[data.draw(st.integers(0, len(WHOLE) - 1))] = data.draw(st.integers(0, 255))
+
+    try:
+        core = checkpoint.load(bytes(damaged))
+    except RecordError:
+        return
+    assert isinstance(core, SchedulerCore)
