@@ -12,7 +12,7 @@ import argparse
 import statistics
 import time
 from collections import deque
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass
 
 from common.messages import (
     GenerateRequest,
@@ -127,15 +127,25 @@ class Mesh:
             max_model_len=MAX_MODEL_LEN,
             vocab_size=VOCAB_SIZE,
             max_num_seqs=1024,
-            calibration=tuple(
-                StepTiming(*astuple(shape), round(shape_ms(shape) * 1e6)) for shape in shapes
-            ),
+            calibration=tuple(map(timing_of, shapes)),
         )
 
 
 def shape_ms(shape: StepShape) -> float:
     """Of a made-up device: about one GPU with a model of 8 billion parameters."""
     return 6.0 + 0.03 * shape.num_tokens + 1e-5 * shape.num_context_tokens
+
+
+def timing_of(shape: StepShape) -> StepTiming:
+    """What the device says of a pass."""
+    return StepTiming(
+        num_tokens=shape.num_tokens,
+        num_context_tokens=shape.num_context_tokens,
+        num_attended_tokens=shape.num_attended_tokens,
+        num_sequences=shape.num_sequences,
+        num_logits=shape.num_logits,
+        step_ns=round(shape_ms(shape) * 1e6),
+    )
 
 
 def measure(load: Load, steps: int, repeats: int) -> list[float]:
