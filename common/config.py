@@ -154,7 +154,9 @@ class TokenizerOptions(BaseModel):
     )
 
 
-class SchedulerOptions(BaseModel):
+class SchedulingOptions(BaseModel):
+    """What decides which tokens enter a pass, and when."""
+
     scheduling_policy: Literal["splitfuse", "prefill-first", "orca"] = Field(
         "splitfuse",
         description="splitfuse: passes of one size, prompts are cut; for comparison: "
@@ -186,6 +188,24 @@ class SchedulerOptions(BaseModel):
     max_queued_tokens: int | None = Field(
         None, ge=1, description="uncomputed prompt tokens waiting at once; more get a 503"
     )
+
+    @model_validator(mode="after")
+    def _only_splitfuse_cuts_prompts(self) -> Self:
+        if self.scheduling_policy == "splitfuse":
+            return self
+        for name in ("partition", "target_tbt_ms"):
+            value = getattr(self, name)
+            if value is not None:
+                raise ValueError(
+                    f"{name.replace('_', '-')} ({value}) is about how prompts are cut, and "
+                    f"scheduling-policy {self.scheduling_policy} does not cut them"
+                )
+        return self
+
+
+class RecordOptions(BaseModel):
+    """What is kept of the scheduler's decisions."""
+
     record_seconds: float = Field(
         300.0,
         ge=0,
@@ -201,18 +221,9 @@ class SchedulerOptions(BaseModel):
         "prompts and outputs; the last 8 are kept; default: ~/.local/state/splitfuse/records",
     )
 
-    @model_validator(mode="after")
-    def _only_splitfuse_cuts_prompts(self) -> Self:
-        if self.scheduling_policy == "splitfuse":
-            return self
-        for name in ("partition", "target_tbt_ms"):
-            value = getattr(self, name)
-            if value is not None:
-                raise ValueError(
-                    f"{name.replace('_', '-')} ({value}) is about how prompts are cut, and "
-                    f"scheduling-policy {self.scheduling_policy} does not cut them"
-                )
-        return self
+
+class SchedulerOptions(SchedulingOptions, RecordOptions):
+    """The scheduler's own."""
 
 
 class WorkerOptions(BaseModel):

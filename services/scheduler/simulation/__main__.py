@@ -106,7 +106,7 @@ def _answer(config: PlanConfig, candidates: Sequence[Candidate]) -> str:
     objective = objective_of(config)
     if not met:
         return f"Not met with {_replicas(config.max_workers)}: {objective}."
-    best = min(met, key=lambda c: (c.outcome.num_workers, c.outcome.busy_share))
+    best = min(met, key=lambda c: c.outcome.num_workers)  # of equals the first: the scheduler's own
     flag = (
         "the scheduler's own budget"
         if best.token_budget is None

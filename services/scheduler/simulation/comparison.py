@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 
-from common.config import SchedulerConfig, SchedulerOptions
+from common.config import SchedulerConfig, SchedulingOptions
 from common.workload.measures import Sla, Summary, summarize
 from services.scheduler.core import CoreOptions
 from services.scheduler.service import core_options
@@ -71,7 +71,7 @@ def compare(config: SimulateConfig, machine: Machine) -> Iterator[Outcome]:
         for point in points_of(config, num_workers):
             for round_number in range(1, config.rounds + 1):
                 load = load_at(config, point, num_workers, round_number)
-                for policy, placement in product(config.policies, config.placements):
+                for policy, placement in product(config.compared_policies, config.placements):
                     scenario = Scenario(
                         core=policy_options(config, policy),
                         machine=machine,
@@ -90,7 +90,7 @@ def compare(config: SimulateConfig, machine: Machine) -> Iterator[Outcome]:
                     )
 
 
-def policy_options(options: SchedulerOptions, policy: str) -> CoreOptions:
+def policy_options(options: SchedulingOptions, policy: str) -> CoreOptions:
     """The core's options under a policy of `POLICIES`.
 
     What says how prompts are cut is left out where they are not.
@@ -102,10 +102,10 @@ def policy_options(options: SchedulerOptions, policy: str) -> CoreOptions:
 
 
 def core_options_of(
-    options: SchedulerOptions, changes: Mapping[str, str | None] | None = None
+    options: SchedulingOptions, changes: Mapping[str, str | None] | None = None
 ) -> CoreOptions:
     """The core's options as the scheduler service makes them, with some options changed."""
-    fields = {name: getattr(options, name) for name in SchedulerOptions.model_fields}
+    fields = {name: getattr(options, name) for name in SchedulingOptions.model_fields}
     return core_options(SchedulerConfig.model_construct(**(fields | dict(changes or {}))))
 
 

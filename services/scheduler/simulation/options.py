@@ -6,7 +6,7 @@ from typing import Annotated, Any, Self
 from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, model_validator
 from pydantic_settings import NoDecode, SettingsConfigDict
 
-from common.config import SchedulerOptions, Settings
+from common.config import SchedulingOptions, Settings
 from common.workload.options import LengthOptions, Positive, Rates, SlaOptions, split_list
 from services.scheduler.simulation.roofline import Assumptions
 from services.scheduler.simulation.scenario import Placement
@@ -146,7 +146,7 @@ class HostOptions(BaseModel):
     )
 
 
-class SimulationOptions(DeviceOptions, HostOptions, LengthOptions, SlaOptions, SchedulerOptions):
+class SimulationOptions(DeviceOptions, HostOptions, LengthOptions, SlaOptions, SchedulingOptions):
     """Common to both verbs."""
 
     num_prompts: int | None = Field(
@@ -180,8 +180,10 @@ class SimulateConfig(SimulationOptions, Settings):
     burstiness: Positive | None = Field(
         None, description="shape of the gamma distribution between requests; 1 (default): Poisson"
     )
-    policies: Policies = Field(
-        ["splitfuse"], min_length=1, description=f"to compare, of {', '.join(POLICIES)}"
+    policies: Policies | None = Field(
+        None,
+        min_length=1,
+        description=f"to compare, of {', '.join(POLICIES)}; default: scheduling-policy alone",
     )
     workers: Counts = Field([1], min_length=1, description="numbers of workers to compare")
     clients_per_worker: bool = Field(
@@ -198,6 +200,19 @@ class SimulateConfig(SimulationOptions, Settings):
         if self.burstiness is not None and self.request_rate is None:
             raise ValueError(f"burstiness ({self.burstiness:g}) needs request-rate")
         return self
+
+    @model_validator(mode="after")
+    def _policies_come_from_one_place(self) -> Self:
+        given = self.model_fields_set & {"scheduling_policy", "partition"}
+        if self.policies is not None and given:
+            names = " and ".join(name.replace("_", "-") for name in sorted(given))
+            raise ValueError(f"policies say all that {names} would: leave one of them out")
+        return self
+
+    @property
+    def compared_policies(self) -> list[str]:
+        """Names of `POLICIES`."""
+        return self.policies or [self.scheduling_policy]
 
 
 class PlanConfig(SimulationOptions, Settings):

@@ -1,13 +1,14 @@
 """How many replicas a load needs, and with which settings: found by simulation.
 
 For each setting the least number of workers that meets the objective is searched by doubling and
-bisection, which takes for granted that more workers never serve worse.
+bisection, which takes for granted that more workers never serve worse. A setting that would need
+more than the best one so far is given up.
 """
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from common.config import SchedulerOptions
+from common.config import SchedulingOptions
 from common.errors import ConfigError
 from common.workload.arrivals import Arrivals, OpenLoop
 from common.workload.load import Load
@@ -18,8 +19,8 @@ from services.scheduler.simulation.loads import Point
 from services.scheduler.simulation.options import PlanConfig
 from services.scheduler.simulation.scenario import Machine, Scenario, simulate
 
-MIN_LOAD_S = 120.0  # a shorter load would end before its queues have grown
-POLICY = "splitfuse"
+LOAD_S = 60.0  # a shorter load would end before its queues have grown
+MIN_REQUESTS, MAX_REQUESTS = 100, 2000
 BUDGETS = (None, 256, 512, 1024, 2048)  # tokens per pass; None: what the scheduler finds
 
 
@@ -69,10 +70,16 @@ def make_plan(config: PlanConfig, machine: Machine) -> Iterator[Candidate]:
     """
     point, load = _load(config)
     objective = objective_of(config)
+    limit: int | None = None  # workers of the best setting so far
     for token_budget in config.budgets or _default_budgets(config):
         trial = _trial(config, machine, point, load, token_budget)
-        outcome = _smallest(trial, objective.is_met, config.max_workers)
-        yield Candidate(token_budget, outcome, objective.is_met(outcome))
+        outcome = _smallest(
+            trial, objective.is_met, first=limit or 1, limit=limit or config.max_workers
+        )
+        is_met = objective.is_met(outcome)
+        if is_met:
+            limit = outcome.num_workers
+        yield Candidate(token_budget, outcome, is_met)
 
 
 def objective_of(config: PlanConfig) -> Objective:
@@ -80,7 +87,7 @@ def objective_of(config: PlanConfig) -> Objective:
     return Objective(config.slo_share, config.slo_ttft_ms, config.slo_tbt_ms)
 
 
-def _default_budgets(options: SchedulerOptions) -> tuple[int | None, ...]:
+def _default_budgets(options: SchedulingOptions) -> tuple[int | None, ...]:
     fixed = options.max_num_batched_tokens
     return BUDGETS if fixed is None else (fixed,)
 
@@ -91,7 +98,8 @@ def _load(config: PlanConfig) -> tuple[Point, Load]:
     num_prompts = config.num_prompts
     if config.request_rate is not None:
         arrivals = OpenLoop(config.request_rate, config.burstiness)
-        num_prompts = num_prompts or max(round(MIN_LOAD_S * config.request_rate), 100)
+        enough = round(LOAD_S * config.request_rate)
+        num_prompts = num_prompts or min(max(enough, MIN_REQUESTS), MAX_REQUESTS)
         maker = LoadMaker(config, num_prompts, config.seed)
     else:
         maker = LoadMaker(config, num_prompts, config.seed)
@@ -106,14 +114,14 @@ def _trial(
     config: PlanConfig, machine: Machine, point: Point, load: Load, token_budget: int | None
 ) -> Callable[[int], Outcome]:
     """Plays the load to so many workers."""
-    core = with_budget(policy_options(config, POLICY), token_budget)
+    core = with_budget(policy_options(config, config.scheduling_policy), token_budget)
 
     def trial(num_workers: int) -> Outcome:
         scenario = Scenario(core, machine, num_workers, "backlog", config.max_tokens, config.seed)
         return Outcome.of(
             simulate(scenario, load),
             config.slas,
-            policy=POLICY,
+            policy=config.scheduling_policy,
             num_workers=num_workers,
             point=point,
         )
@@ -122,16 +130,21 @@ def _trial(
 
 
 def _smallest(
-    trial: Callable[[int], Outcome], is_met: Callable[[Outcome], bool], limit: int
+    trial: Callable[[int], Outcome], is_met: Callable[[Outcome], bool], *, first: int, limit: int
 ) -> Outcome:
-    """The outcome with the fewest workers that is met; with `limit` workers if none is."""
-    worst, count = 0, 1
+    """The outcome with the fewest workers that is met; with `limit` workers if none is.
+
+    Args:
+        first: workers to begin with.
+    """
+    worst, count = 0, first
     best = trial(count)
     while not is_met(best) and count < limit:
         worst, count = count, min(2 * count, limit)
         best = trial(count)
     while is_met(best) and count - worst > 1:
-        middle = (worst + count) // 2
+        # From above one less is likeliest: settings differ by little.
+        middle = count - 1 if worst == 0 else (worst + count) // 2
         outcome = trial(middle)
         if is_met(outcome):
             count, best = middle, outcome

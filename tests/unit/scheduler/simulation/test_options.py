@@ -21,7 +21,11 @@ def test_lists_are_given_with_commas() -> None:
     config = simulate_config("--clients=1,8", "--workers=1,2,4", "--policies=splitfuse,orca")
 
     assert (config.clients, config.workers) == ([1, 8], [1, 2, 4])
-    assert config.policies == ["splitfuse", "orca"]
+    assert config.compared_policies == ["splitfuse", "orca"]
+
+
+def test_the_scheduling_policy_alone_is_compared_with_nothing() -> None:
+    assert simulate_config("--scheduling-policy=orca").compared_policies == ["orca"]
 
 
 @pytest.mark.parametrize(
@@ -34,6 +38,10 @@ def test_lists_are_given_with_commas() -> None:
         (["--calibration=f", "--context-token-us=1"], r"context-token-us \(1\) needs curve"),
         ([CURVE, "--clients=1", "--request-rate=2"], "exclude each other"),
         ([CURVE, "--burstiness=0.5"], r"burstiness \(0\.5\) needs request-rate"),
+        (
+            [CURVE, "--policies=orca", "--scheduling-policy=prefill-first"],
+            "policies say all that scheduling-policy would",
+        ),
         ([CURVE, "--policies=fifo"], "fifo is none of splitfuse"),
         (["--curve=64:25"], "at least 2 items"),
         (["--curve=64,512"], "--curve"),
