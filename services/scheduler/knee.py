@@ -1,4 +1,4 @@
-"""The size of a pass at the knee of the throughput curve.
+"""The size of a pass at the knee of the throughput curve, and where the curve is flat.
 
 Tokens per second rise with the size of a pass, steeply while weights are read for few tokens,
 hardly any more once arithmetic takes longer than that. The knee is where the curve is farthest
@@ -13,7 +13,9 @@ from services.scheduler.cost_model import CostModel, StepShape
 SIZES = (32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048)
 #: a CPU's curve is nearly flat above, where its knee would be noise and gaps between tokens long
 CPU_SIZES = SIZES[: SIZES.index(256) + 1]
+LARGE_SIZES = (*SIZES, 3072, 4096, 6144, 8192)
 TYPICAL_CONTEXT = 512  # tokens that each token attends to
+SATURATED = 0.99  # of the best throughput
 
 
 def knee_tokens(model: CostModel, sizes: Sequence[int] = SIZES) -> int:
@@ -23,7 +25,7 @@ def knee_tokens(model: CostModel, sizes: Sequence[int] = SIZES) -> int:
         model: of the worker.
         sizes: ascending, at least two. The curve is looked at from the first to the last.
     """
-    rates = [size / model.predict_ms(_pass_of(size)) for size in sizes]
+    rates = _rates(model, sizes)
     first, last = rates[0], rates[-1]
     span = sizes[-1] - sizes[0]
 
@@ -31,6 +33,18 @@ def knee_tokens(model: CostModel, sizes: Sequence[int] = SIZES) -> int:
         return rates[index] - first - (last - first) * (sizes[index] - sizes[0]) / span
 
     return sizes[max(range(len(sizes)), key=above_the_line)]
+
+
+def saturating_tokens(model: CostModel, sizes: Sequence[int] = LARGE_SIZES) -> int:
+    """The smallest of `sizes` (ascending) with SATURATED of the best throughput of all of them."""
+    rates = _rates(model, sizes)
+    enough = SATURATED * max(rates)
+    return next(size for size, rate in zip(sizes, rates, strict=True) if rate >= enough)
+
+
+def _rates(model: CostModel, sizes: Sequence[int]) -> list[float]:
+    """Tokens per millisecond."""
+    return [size / model.predict_ms(_pass_of(size)) for size in sizes]
 
 
 def _pass_of(num_tokens: int) -> StepShape:

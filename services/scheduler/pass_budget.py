@@ -6,7 +6,8 @@ that the later one comes from. A target for it (P99) is therefore a limit for ea
     predicted time of the pass * slow ratio <= the tightest target among its streams
 
 The slow ratio is taken between results as they come, not on the device, so what lies between passes
-counts as well; and over passes with prompts, since only their size is chosen.
+counts as well; and over passes with prompts, since only their size is chosen. No pass is larger
+than throughput gains from, and without targets it has the size of the knee; see `knee`.
 
 Which target gives way when both cannot be met: the one for the first token. While decodes leave no
 time for a tile of prompt tokens, no further prompt starts. But a prompt that has started gets a
@@ -19,7 +20,14 @@ from dataclasses import dataclass
 from math import inf
 
 from services.scheduler.cost_model import CostModel, StepShape
-from services.scheduler.knee import CPU_SIZES, SIZES, TYPICAL_CONTEXT, knee_tokens
+from services.scheduler.knee import (
+    CPU_SIZES,
+    LARGE_SIZES,
+    SIZES,
+    TYPICAL_CONTEXT,
+    knee_tokens,
+    saturating_tokens,
+)
 from services.scheduler.slow_ratio import SlowRatio
 from services.scheduler.splitfuse import TILE
 from services.scheduler.work import EMPTY, chunk_shape, plus
@@ -27,8 +35,6 @@ from services.scheduler.work import EMPTY, chunk_shape, plus
 MIN_PROMPT_TOKENS = TILE
 CPU_TOKEN_BUDGET = 128  # more per pass gain a CPU 3 %, and double the gap between tokens
 GPU_TOKEN_BUDGET = 2048
-CPU_MAX_TOKENS = 2048  # no target makes a pass larger
-GPU_MAX_TOKENS = 8192
 MIN_OBSERVATIONS = 64  # passes after which a model that was not calibrated is believed
 
 _SMALLEST = plus(
@@ -72,6 +78,8 @@ class PassBudget:
         self.initial_tokens = fixed_tokens or (CPU_TOKEN_BUDGET if on_cpu else GPU_TOKEN_BUDGET)
         #: tokens per pass as far as no stream's target limits it
         self.tokens = self.initial_tokens
+        #: tokens per pass that no target makes larger: more would not raise throughput
+        self.most_tokens = self.tokens
         #: tokens that prompts get of a pass without decodes
         self.prompt_tokens = self.tokens
         self.refresh()
@@ -87,6 +95,8 @@ class PassBudget:
             return
         if self._fixed_tokens is None:
             self.tokens = knee_tokens(self.model, CPU_SIZES if self._on_cpu else SIZES)
+            larger = saturating_tokens(self.model, SIZES if self._on_cpu else LARGE_SIZES)
+            self.most_tokens = max(self.tokens, larger)
         self.prompt_tokens = self.tokens
         if self._target_ms is not None:
             limit_ms = self._target_ms / self.slow_ratio.value
@@ -107,7 +117,7 @@ class PassBudget:
         if tightest_ms == inf or not self.is_known:
             return PassLimit(tokens, inf)
         if self._target_ms is not None and self._fixed_tokens is None:
-            tokens = max(tokens, CPU_MAX_TOKENS if self._on_cpu else GPU_MAX_TOKENS)
+            tokens = max(tokens, self.most_tokens)
         return PassLimit(tokens, tightest_ms / self.slow_ratio.value)
 
     def can_keep(self, limit_ms: float) -> bool:

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from services.scheduler.cost_model import CostModel, StepShape
-from services.scheduler.knee import CPU_SIZES, SIZES, knee_tokens
+from services.scheduler.knee import CPU_SIZES, SIZES, knee_tokens, saturating_tokens
 
 
 def model_of(fixed_ms: float, token_ms: float) -> CostModel:
@@ -36,3 +36,14 @@ def test_dearer_weights_move_the_knee_up_not_down(fixed_ms: float, token_ms: flo
 @pytest.mark.parametrize("sizes", [SIZES, CPU_SIZES])
 def test_the_knee_is_one_of_the_sizes_even_of_a_straight_line(sizes: tuple[int, ...]) -> None:
     assert knee_tokens(model_of(0.0, 1.0), sizes) in sizes
+
+
+def test_throughput_is_saturated_where_little_is_left_to_gain() -> None:
+    # n / (3 + 0.1 n): 2,048 tokens reach 98.6 % of 10 per ms, 99 % of that take 1,245.
+    assert saturating_tokens(model_of(3.0, 0.1), SIZES) in (1024, 1536)
+
+
+def test_the_curve_is_not_saturated_before_its_knee() -> None:
+    for fixed_ms in (0.5, 3.0, 20.0):
+        model = model_of(fixed_ms, 0.1)
+        assert saturating_tokens(model, SIZES) >= knee_tokens(model, SIZES)

@@ -8,7 +8,6 @@ from hypothesis import strategies as st
 
 from services.scheduler.cost_model import CostModel, StepShape
 from services.scheduler.pass_budget import (
-    CPU_MAX_TOKENS,
     CPU_TOKEN_BUDGET,
     GPU_TOKEN_BUDGET,
     MIN_OBSERVATIONS,
@@ -88,7 +87,20 @@ def test_a_target_leaves_a_margin_for_passes_that_are_slower_than_predicted() ->
 
 
 def test_a_generous_target_allows_passes_beyond_the_knee() -> None:
-    assert a_budget(target_ms=500.0).limit(5, 500.0).tokens == CPU_MAX_TOKENS
+    budget = a_budget(target_ms=500.0)
+
+    assert budget.limit(5, 500.0).tokens > 2 * budget.tokens
+
+
+def test_no_target_allows_passes_that_are_slower_per_token_than_smaller_ones() -> None:
+    # What is beyond 100 tokens takes twice as long, as where caches are too small.
+    model = CostModel.from_observations(
+        (StepShape(n, 512, 512 * n, 1, 0), 4.0 + 0.25 * n + 0.25 * max(0, n - 100))
+        for n in (1, 4, 8, 16, 32, 64, 100, 128, 200, 300, 512, 1024, 2048)
+    )
+    budget = a_budget(target_ms=500.0, model=model)
+
+    assert budget.limit(5, 500.0).tokens <= 192
 
 
 def test_of_a_fixed_size_and_a_target_the_smaller_rules() -> None:
