@@ -4,8 +4,8 @@
 
 Three workers of different speed and short memory under 24 clients, two of whom are impatient; every
 minute a worker is lost and another joins, so that requests are preempted, moved, cancelled and
-recomputed. Prints what recording and replaying cost. A million decisions take about four minutes
-and a file of 1.2 GB, which is removed unless it was asked for.
+recomputed. Prints what recording and replaying cost. A quarter of a million decisions take about 80
+seconds and a file of 96 MB, which is removed unless it was asked for.
 """
 
 import argparse
