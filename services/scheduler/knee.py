@@ -11,8 +11,9 @@ from services.scheduler.cost_model import CostModel, StepShape
 
 #: tokens of a pass; more do not raise throughput, and prompts that come in wait longer
 SIZES = (32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048)
-#: a CPU's curve is nearly flat above, where its knee would be noise and gaps between tokens long
-CPU_SIZES = SIZES[: SIZES.index(256) + 1]
+#: a CPU's curve is nearly flat: above, its knee would be noise and gaps between tokens long; below,
+#: the services that share its cores would cost a tenth of every pass
+CPU_SIZES = SIZES[SIZES.index(64) : SIZES.index(256) + 1]
 LARGE_SIZES = (*SIZES, 3072, 4096, 6144, 8192)
 TYPICAL_CONTEXT = 512  # tokens that each token attends to
 SATURATED = 0.99  # of the best throughput

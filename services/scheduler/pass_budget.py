@@ -82,6 +82,8 @@ class PassBudget:
         self.most_tokens = self.tokens
         #: tokens that prompts get of a pass without decodes
         self.prompt_tokens = self.tokens
+        if self._is_calibrated:
+            self._find_sizes()
         self.refresh()
 
     @property
@@ -90,18 +92,26 @@ class PassBudget:
         return self._is_calibrated or self.model.num_observations >= MIN_OBSERVATIONS
 
     def refresh(self) -> None:
-        """Find the knee again, from what was learned; worth it about once a second."""
+        """Look again at what was learned; worth it about once a second.
+
+        The sizes of a calibrated worker stay as the calibration has them: passes that run are of
+        few sizes, so the curve they teach is flat where none of them lies, and its knee noise.
+        """
         if not self.is_known:
             return
-        if self._fixed_tokens is None:
-            self.tokens = knee_tokens(self.model, CPU_SIZES if self._on_cpu else SIZES)
-            larger = saturating_tokens(self.model, SIZES if self._on_cpu else LARGE_SIZES)
-            self.most_tokens = max(self.tokens, larger)
+        if not self._is_calibrated:
+            self._find_sizes()
         self.prompt_tokens = self.tokens
         if self._target_ms is not None:
             limit_ms = self._target_ms / self.slow_ratio.value
             within = self.tokens_within(EMPTY, TYPICAL_CONTEXT, self.tokens, limit_ms)
             self.prompt_tokens = max(MIN_PROMPT_TOKENS, within)
+
+    def _find_sizes(self) -> None:
+        if self._fixed_tokens is None:
+            self.tokens = knee_tokens(self.model, CPU_SIZES if self._on_cpu else SIZES)
+            larger = saturating_tokens(self.model, SIZES if self._on_cpu else LARGE_SIZES)
+            self.most_tokens = max(self.tokens, larger)
 
     def limit(self, num_decodes: int, tightest_ms: float) -> PassLimit:
         """What a pass may hold.

@@ -67,6 +67,17 @@ def test_a_worker_without_calibration_becomes_known_by_its_passes() -> None:
     assert budget.limit(0, 50.0).ms < 50.0
 
 
+def test_passes_of_one_size_do_not_move_the_size_that_was_calibrated() -> None:
+    budget = a_budget()
+    calibrated_tokens = budget.tokens
+    alone = chunk_shape(700, 1, sample=True)
+    for _ in range(300):  # one stream, beside other work
+        budget.observe(alone, predicted_ms=5.0, device_ms=2 * true_ms(alone), elapsed_ms=10.0)
+        budget.refresh()
+
+    assert budget.tokens == calibrated_tokens
+
+
 def test_a_fixed_size_is_not_questioned_by_the_knee() -> None:
     assert a_budget(fixed=77).limit(5, inf).tokens == 77
 
