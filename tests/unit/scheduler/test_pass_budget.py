@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from services.scheduler.cost_model import CostModel, StepShape
+from services.scheduler.knee import CPU_SIZES, knee_tokens
 from services.scheduler.pass_budget import (
     CPU_TOKEN_BUDGET,
     GPU_TOKEN_BUDGET,
@@ -70,11 +71,13 @@ def test_a_worker_without_calibration_becomes_known_by_its_passes() -> None:
 def test_passes_of_one_size_do_not_move_the_size_that_was_calibrated() -> None:
     budget = a_budget()
     calibrated_tokens = budget.tokens
-    alone = chunk_shape(700, 1, sample=True)
-    for _ in range(300):  # one stream, beside other work
-        budget.observe(alone, predicted_ms=5.0, device_ms=2 * true_ms(alone), elapsed_ms=10.0)
+    chunk = chunk_shape(200, 128)
+    for _ in range(300):  # beside other work
+        device_ms = 2 * true_ms(chunk)
+        budget.observe(chunk, predicted_ms=device_ms, device_ms=device_ms, elapsed_ms=device_ms)
         budget.refresh()
 
+    assert knee_tokens(budget.model, CPU_SIZES) != calibrated_tokens
     assert budget.tokens == calibrated_tokens
 
 
