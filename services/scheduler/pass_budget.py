@@ -7,7 +7,8 @@ that the later one comes from. A target for it (P99) is therefore a limit for ea
 
 The slow ratio is taken between results as they come, not on the device, so what lies between passes
 counts as well; and over passes with prompts, since only their size is chosen. No pass is larger
-than throughput gains from, and without targets it has the size of the knee; see `knee`.
+than throughput gains from, and without targets it has the size of the knee; see `knee`. On a CPU
+a pass without decodes is larger: it keeps no stream waiting.
 
 Which target gives way when both cannot be met: the one for the first token. While decodes leave no
 time for a tile of prompt tokens, no further prompt starts. But a prompt that has started gets a
@@ -34,6 +35,7 @@ from services.scheduler.work import EMPTY, chunk_shape, plus
 
 MIN_PROMPT_TOKENS = TILE
 CPU_TOKEN_BUDGET = 128  # more per pass gain a CPU 3 %, and double the gap between tokens
+CPU_ALONE_TOKENS = 512  # of a pass that no stream waits for: fewer wakes of services for a prompt
 GPU_TOKEN_BUDGET = 2048
 MIN_OBSERVATIONS = 64  # passes after which a model that was not calibrated is believed
 
@@ -122,8 +124,10 @@ class PassBudget:
         """
         if self._fixed_tokens is not None:
             tokens = self._fixed_tokens
-        else:
+        elif num_decodes or not self._on_cpu:
             tokens = max(self.tokens, num_decodes + MIN_PROMPT_TOKENS)
+        else:
+            tokens = max(self.tokens, CPU_ALONE_TOKENS)
         if tightest_ms == inf or not self.is_known:
             return PassLimit(tokens, inf)
         if self._target_ms is not None and self._fixed_tokens is None:

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from services.scheduler.cost_model import CostModel, StepShape
 from services.scheduler.knee import CPU_SIZES, knee_tokens
 from services.scheduler.pass_budget import (
+    CPU_ALONE_TOKENS,
     CPU_TOKEN_BUDGET,
     GPU_TOKEN_BUDGET,
     MIN_OBSERVATIONS,
@@ -90,6 +91,13 @@ def test_without_a_target_there_is_no_limit_in_time() -> None:
 
     assert limit.ms == inf
     assert 32 <= limit.tokens <= 512
+
+
+def test_a_prompt_that_keeps_no_stream_waiting_gets_a_larger_pass_on_a_cpu() -> None:
+    budget = a_budget()
+
+    assert budget.limit(0, inf).tokens == CPU_ALONE_TOKENS > budget.limit(1, inf).tokens
+    assert a_budget(fixed=77).limit(0, inf).tokens == 77
 
 
 def test_decodes_beyond_the_knee_leave_room_for_some_prompt_tokens() -> None:

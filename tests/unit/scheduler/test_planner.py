@@ -163,7 +163,7 @@ def test_an_urgent_prompt_does_not_wait_for_the_rest_of_a_long_one() -> None:
     assert not long.over
 
 
-@pytest.mark.parametrize(("device", "budget"), [("cpu", 128), ("cuda:1", 2048)])
+@pytest.mark.parametrize(("device", "budget"), [("cpu", 512), ("cuda:1", 2048)])
 def test_the_budget_depends_on_the_device_unless_it_is_given(device: str, budget: int) -> None:
     mesh = SchedulerMesh(options(token_budget=None, partition="greedy"))
     mesh.arrive(a_request("r", prompt(3000), max_tokens=1))

@@ -3,7 +3,7 @@
 import pytest
 
 from common.messages import StepPlan
-from services.scheduler.pass_budget import MIN_PROMPT_TOKENS
+from services.scheduler.pass_budget import CPU_ALONE_TOKENS, MIN_PROMPT_TOKENS
 from services.scheduler.policies import PolicyName
 from services.scheduler.slow_ratio import PRIOR_RATIO
 from tests.support.scheduler_mesh import SchedulerMesh, a_request, options, shape_of
@@ -82,8 +82,7 @@ def test_without_streams_a_target_limits_nothing() -> None:
     mesh = streaming(0, target_tbt_ms=10.0)
     mesh.arrive(a_request("long", prompt(2000), max_tokens=1))
 
-    (replica,) = mesh.core.replicas
-    assert prompt_tokens(mesh.sent[0]) == replica.budget.tokens
+    assert prompt_tokens(mesh.sent[0]) == CPU_ALONE_TOKENS
 
 
 def test_a_request_tightens_the_target_for_the_passes_that_it_is_in() -> None:

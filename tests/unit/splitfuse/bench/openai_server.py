@@ -3,38 +3,28 @@
 It streams `max_tokens` pieces, counts tokens as OpenAI does, and can be as strict as some are.
 """
 
-import json
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
+from tests.support.event_server import EventHandler, EventServer, running
 
-class OpenAIServer(ThreadingHTTPServer):
+
+class OpenAIServer(EventServer):
     """Strict: it refuses what OpenAI's API lacks."""
 
-    request_queue_size = 128
-    daemon_threads = True
-
     def __init__(self, *, takes_ids: bool = True, takes_extras: bool = True) -> None:
-        super().__init__(("127.0.0.1", 0), _Handler)
+        super().__init__(_Handler)
         self.takes_ids = takes_ids
         self.takes_extras = takes_extras
         self.model_names = ["tiny"]
         self.fails = False  #: whether it refuses everything
         #: told how many requests have come, at each before it is answered
         self.on_request: Callable[[int], object] = lambda _: None
-        self.bodies: list[dict[str, Any]] = []
         self.num_running = 0
         self.max_num_running = 0
         self.lock = threading.Lock()
-        #: requests wait here until so many are there; broken: they wait no longer
-        self.together = threading.Barrier(1)
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.server_port}"
 
     def refusal(self, body: dict[str, Any]) -> str | None:
         if self.fails:
@@ -49,26 +39,18 @@ class OpenAIServer(ThreadingHTTPServer):
 @contextmanager
 def openai_server(**kinds: bool) -> Iterator[OpenAIServer]:
     server = OpenAIServer(**kinds)
-    thread = threading.Thread(target=server.serve_forever, args=(0.01,))
-    thread.start()
-    try:
+    with running(server):
         yield server
-    finally:
-        server.together.abort()
-        server.shutdown()
-        thread.join()
-        server.server_close()
 
 
-class _Handler(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
+class _Handler(EventHandler):
     server: OpenAIServer
 
     def do_GET(self) -> None:
-        self._json(200, {"data": [{"id": name} for name in self.server.model_names]})
+        self.send_json(200, {"data": [{"id": name} for name in self.server.model_names]})
 
     def do_POST(self) -> None:
-        body = json.loads(self.rfile.read(int(self.headers["content-length"])))
+        body = self.read_body()
         server = self.server
         with server.lock:
             server.bodies.append(body)
@@ -83,33 +65,15 @@ class _Handler(BaseHTTPRequestHandler):
         if refusal is None:
             self._stream(body)
         else:
-            self._json(400, {"error": {"message": refusal}})
+            self.send_json(400, {"error": {"message": refusal}})
 
     def _stream(self, body: dict[str, Any]) -> None:
-        self.send_response(200)
-        self.send_header("content-type", "text/event-stream")
-        self.send_header("connection", "close")
-        self.end_headers()
+        self.begin_events()
         for _ in range(body["max_tokens"]):
-            self._send({"choices": [{"index": 0, "text": "a "}]})
+            self.send_event({"choices": [{"index": 0, "text": "a "}]})
         if body.get("stream_options", {}).get("include_usage"):
             prompt = body["prompt"]
             num_prompt = len(prompt.split() if isinstance(prompt, str) else prompt)
             usage = {"prompt_tokens": num_prompt, "completion_tokens": body["max_tokens"]}
-            self._send({"choices": [], "usage": usage})
-        self.wfile.write(b"data: [DONE]\n\n")
-        self.close_connection = True
-
-    def _send(self, event: dict[str, Any]) -> None:
-        self.wfile.write(b"data: " + json.dumps(event).encode() + b"\n\n")
-
-    def _json(self, status: int, content: dict[str, Any]) -> None:
-        data = json.dumps(content).encode()
-        self.send_response(status)
-        self.send_header("content-type", "application/json")
-        self.send_header("content-length", str(len(data)))
-        self.end_headers()
-        self.wfile.write(data)
-
-    def log_message(self, format: str, *args: object) -> None:
-        pass
+            self.send_event({"choices": [], "usage": usage})
+        self.end_events()
