@@ -15,10 +15,12 @@ FIRST_STEPS = {
     "request_ms": 3.0,
     "prompt_token_ms": 0.005,
     "noise": 0.05,
+    "interruptions_per_s": 1.0,
+    "interruption_ms": 4.0,
 }
 NUM_HALVINGS = 5
 MAX_SWEEPS = 4  # over all costs with steps of one size
-LEAST = {"slowdown": 0.5}  # all others cannot be negative
+LEAST = {"slowdown": 0.5, "interruption_ms": 0.5}  # all others cannot be negative
 
 
 def measures(summary: Summary) -> dict[str, float]:

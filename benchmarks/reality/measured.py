@@ -33,6 +33,8 @@ class Costs:
     request_ms: float = 0.0
     prompt_token_ms: float = 0.0
     noise: float = 0.02
+    interruptions_per_s: float = 1.0
+    interruption_ms: float = 10.0
 
     def host(self) -> HostCosts:
         """As the simulator takes them."""
@@ -48,7 +50,8 @@ class Costs:
 class MeasuredRun:
     """One load as it was sent to a server, and what came of it."""
 
-    name: str
+    load_name: str  #: the same for all rounds of it
+    server: str  #: label in the result file
     load: Load
     core: CoreOptions
     num_workers: int
@@ -84,7 +87,8 @@ def _measured(path: Path, results: Results, index: int, run: Run) -> MeasuredRun
     )
     clients = "open" if run.num_clients is None else f"{run.num_clients} clients"
     return MeasuredRun(
-        name=f"{path.stem}, {run.label}, {clients}, round {run.round_number}",
+        load_name=clients,
+        server=run.label,
         load=load,
         core=core_options_of(config),
         num_workers=run.num_workers or 1,
@@ -126,6 +130,8 @@ class Simulated:
             device=self._calibration.device,
             calibration=self._calibration.timings,
             noise=costs.noise,
+            interruptions_per_s=costs.interruptions_per_s,
+            interruption_ms=costs.interruption_ms,
         )
         scenario = Scenario(run.core, machine, run.num_workers, seed=seed)
         return summarize(simulate(scenario, run.load).timelines, (), run.num_clients)

@@ -76,6 +76,8 @@ def make_machine(options: SimulationOptions) -> Simulated:
         device=device.name,
         calibration=device.calibration,
         noise=options.noise,
+        interruptions_per_s=options.interruptions_per_s,
+        interruption_ms=options.interruption_ms,
     )
     memory = (
         f"{num_blocks * options.block_size:,} tokens of KV per worker in blocks of "

@@ -101,6 +101,10 @@ class DeviceOptions(GpuOptions):
     noise: NotNegative = Field(
         0.0, description="standard deviation of the logarithm of measured over predicted pass time"
     )
+    interruptions_per_s: NotNegative = Field(
+        0.0, description="of computing, by whatever else the machine does"
+    )
+    interruption_ms: Positive = Field(10.0, description="how long they last, mean")
     kv_cache_tokens: int | None = Field(
         None,
         ge=1,

@@ -4,9 +4,13 @@ from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Protocol
+from math import inf
+from random import Random
+from typing import Final, Protocol
 
 from services.scheduler.cost_model import CostModel, StepShape
+
+MS_PER_S: Final = 1e3
 
 
 class PassTime(Protocol):
@@ -88,6 +92,32 @@ class NoisyPassTime:
 
     def ms(self, shape: StepShape) -> float:
         return self.exact.ms(shape) * self.draw_factor()
+
+
+@dataclass(frozen=True, slots=True)
+class InterruptedPassTime:
+    """Another pass time, with everything that takes the processor from a pass for a while.
+
+    Interruptions come at random (Poisson), so a long pass meets more of them, and last as long as
+    they like (exponential): a tail that no factor has, long beside a short pass, short beside a
+    long one.
+    """
+
+    exact: PassTime
+    per_s: float  #: of computing, >= 0
+    mean_ms: float  #: > 0
+    random: Random
+
+    def ms(self, shape: StepShape) -> float:
+        exact_ms = self.exact.ms(shape)
+        ms, at_ms = exact_ms, self._gap_ms()
+        while at_ms < exact_ms:
+            ms += self.random.expovariate(1.0 / self.mean_ms)
+            at_ms += self._gap_ms()
+        return ms
+
+    def _gap_ms(self) -> float:
+        return self.random.expovariate(self.per_s) * MS_PER_S if self.per_s else inf
 
 
 def _ascending(values: Sequence[float]) -> bool:

@@ -16,7 +16,7 @@ from services.scheduler.core import CoreOptions, SchedulerCore
 from services.scheduler.replicas import Replicas
 from services.scheduler.simulation.clients import Clients
 from services.scheduler.simulation.host import HostCosts
-from services.scheduler.simulation.pass_time import NoisyPassTime, PassTime
+from services.scheduler.simulation.pass_time import InterruptedPassTime, NoisyPassTime, PassTime
 from services.scheduler.simulation.placement import RoundRobinReplicas
 from services.scheduler.simulation.requests import Requests
 from services.scheduler.simulation.worker import SimulatedWorker
@@ -40,6 +40,8 @@ class Machine:
     calibration: tuple[StepTiming, ...] = ()  #: passes it has measured before it joins
     #: standard deviation of the logarithm of measured over predicted time of a pass
     noise: float = 0.0
+    interruptions_per_s: float = 0.0  #: of computing, by whatever else the machine does
+    interruption_ms: float = 10.0  #: mean
 
     def join(self) -> WorkerJoin:
         """What it announces."""
@@ -67,7 +69,7 @@ class Scenario:
     placement: Placement = "backlog"
     #: what clients allow, so that a stop token ends each output; None: lengths are known
     max_tokens: int | None = None
-    seed: int = 0  #: of the noise
+    seed: int = 0  #: of noise and interruptions
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,10 +134,15 @@ def start(
 
 
 def make_worker(machine: Machine, requests: Requests, seed: str) -> SimulatedWorker:
-    """A worker whose noise is drawn from the seed."""
+    """A worker whose noise and interruptions are drawn from the seed."""
     pass_time = machine.pass_time
     if machine.noise:
         pass_time = NoisyPassTime(pass_time, _lognormal(machine.noise, seed))
+    if machine.interruptions_per_s:
+        source = random.Random(f"{seed} interruptions")  # noqa: S311 - nothing secret about it
+        pass_time = InterruptedPassTime(
+            pass_time, machine.interruptions_per_s, machine.interruption_ms, source
+        )
     return SimulatedWorker(machine.join(), pass_time, requests.sample, machine.host)
 
 

@@ -17,18 +17,19 @@ CURVE = CurvePassTime([(1, 5.0), (128, 40.0)], ms_per_context_token=0.0005)
 SIMULATED = Simulated(
     CalibrationFile("a CPU", "m", "cpu", "cpu", "bfloat16", (), timings_of(CURVE))
 )
+EXACT = Costs(noise=0.0, interruptions_per_s=0.0)
 
 
 def a_run(num_clients: int) -> MeasuredRun:
     load = Load([RequestShape(300, 12)] * (4 * num_clients), [0.0] * num_clients, is_closed=True)
     core = core_options_of(SchedulerConfig.model_construct())
-    return MeasuredRun("", load, core, 1, num_clients, summarize([], ()))
+    return MeasuredRun("", "", load, core, 1, num_clients, summarize([], ()))
 
 
 def test_a_slower_device_makes_everything_slower() -> None:
     run = a_run(num_clients=2)
-    one = measures(SIMULATED.summarize(run, Costs(noise=0.0)))
-    two = measures(SIMULATED.summarize(run, Costs(noise=0.0, slowdown=2.0)))
+    one = measures(SIMULATED.summarize(run, EXACT))
+    two = measures(SIMULATED.summarize(run, replace(EXACT, slowdown=2.0)))
 
     assert two["TBT P50 ms"] == pytest.approx(2 * one["TBT P50 ms"], rel=0.02)
     assert two["requests/s"] == pytest.approx(one["requests/s"] / 2, rel=0.05)
@@ -36,8 +37,8 @@ def test_a_slower_device_makes_everything_slower() -> None:
 
 def test_time_between_passes_is_seen_between_tokens() -> None:
     run = a_run(num_clients=1)
-    without = measures(SIMULATED.summarize(run, Costs(noise=0.0)))
-    with_pause = measures(SIMULATED.summarize(run, Costs(noise=0.0, pass_ms=1.5)))
+    without = measures(SIMULATED.summarize(run, EXACT))
+    with_pause = measures(SIMULATED.summarize(run, replace(EXACT, pass_ms=1.5)))
 
     assert with_pause["TBT P50 ms"] - without["TBT P50 ms"] == pytest.approx(1.5, abs=0.01)
 
