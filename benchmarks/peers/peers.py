@@ -2,12 +2,13 @@
 
 Versions are pinned: a ratio means something only against a known peer. All get the same token
 budget (256 per forward pass, which served them best), room for 32 sequences, and KV in 16 bits
-(32 at float32).
+(32 at float32), 1 GiB of it, or what 32 sequences need where each has its own.
 """
 
 from benchmarks.peers.recipe import Command, Peer, Step
 
 BUDGET = "256"  # tokens per pass, of peers; ours finds its own
+KV_GIB = "1"  # which the warm-up writes once, see `loads`
 CPU_TORCH = "torch==2.13.0+cpu"  # other builds bring gigabytes for GPUs along
 
 NEW_VENV: Command = ("{python}", "-m", "venv", "{home}/venv")
@@ -19,7 +20,7 @@ SPLITFUSE = Peer(
     steps=(),
     start=(
         *("{python}", "-m", "splitfuse", "serve", "{model}", "--served-model-name", "m"),
-        *("--dtype", "{dtype}", "--max-model-len", "4096"),
+        *("--dtype", "{dtype}", "--max-model-len", "4096", "--kv-cache-memory", f"{KV_GIB}GiB"),
         *("--port", "{port}", "--log-level", "warning"),
     ),
     environment={"PYTHONPATH": "{root}"},
@@ -60,7 +61,7 @@ VLLM = Peer(
         *("--no-enable-prefix-caching", "--host", "127.0.0.1", "--port", "{port}"),
     ),
     environment={
-        "VLLM_CPU_KVCACHE_SPACE": "4",  # GiB
+        "VLLM_CPU_KVCACHE_SPACE": KV_GIB,
         "VLLM_CPU_OMP_THREADS_BIND": "{cores}",
         "VLLM_NO_USAGE_STATS": "1",
         # What it compiles at its first start, some minutes long, it finds at the next
@@ -112,6 +113,7 @@ OPENVINO = Peer(
         *("{bin}/python", "{root}/benchmarks/peers/openvino_server.py"),
         *("--model", "{made}", "--tokenizer", "{model}", "--precision", "{short}"),
         *("--threads", "{threads}", "--budget", BUDGET, "--port", "{port}"),
+        *("--cache-gb", KV_GIB),
     ),
     ready="/health",
 )
