@@ -43,8 +43,8 @@ LOADS = {
         Load("C", clients=8, requests=32, prompt_tokens=1500, output_tokens=64, spread=0.3),
     )
 }
-#: writes more KV than 1 GiB holds of SmolLM2-135M (46,600 tokens): memory that nobody has written yet
-#: comes from the system page by page, in a virtual machine from its host, too, and slows all passes
+#: writes more KV than 1 GiB holds of SmolLM2-135M (46,600 tokens): memory that was never written
+#: comes page by page from the system, in a virtual machine from its host, and slows all passes
 WARM_UP = Load("warm-up", clients=8, requests=84, prompt_tokens=512, output_tokens=64, spread=0.3)
 QUICK_SHARE = 0.25
 

@@ -1,8 +1,9 @@
 """Compares the simulator with measurements.
 
     splitfuse bench calibrate MODEL --output calibration.json
-    splitfuse bench sweep MODEL --policies splitfuse --clients 1,4,8,12,16 --rounds 3 --output s.json
-    python -m benchmarks.reality --calibration calibration.json --results s.json --fit-clients 1 8
+    splitfuse bench sweep MODEL --policies splitfuse --clients 1,4,8,12,16 --output sweep.json
+    python -m benchmarks.reality --calibration calibration.json --results sweep.json \\
+        --fit-clients 1 8
 
 Prints for each load, as the median of its rounds, what was measured and what the simulator says.
 Fitted are the costs of the services around the worker, which no calibration knows, on the loads of
