@@ -111,6 +111,14 @@ class Backend(Protocol[LogitsT]):
         """Give every layer room for `num_blocks` blocks; what was cached before is gone."""
         ...
 
+    def prepare_memory(self) -> bool:
+        """Take some of the memory that later steps will write to, while there is no step to run.
+
+        Returns:
+            Whether there is more to take; each call takes a few milliseconds.
+        """
+        ...
+
     def run(self, batch: RaggedBatch) -> LogitsT:
         """One forward pass: store K and V of the batch's tokens, return logits.
 

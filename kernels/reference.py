@@ -111,6 +111,9 @@ class ReferenceBackend:
             self._k_caches.append(_zeros(shape, self._like))
             self._v_caches.append(_zeros(shape, self._like))
 
+    def prepare_memory(self) -> bool:
+        return False
+
     @torch.inference_mode()
     def run(self, batch: RaggedBatch) -> Tensor:
         state = _Pass(

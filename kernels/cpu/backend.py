@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 import numpy as np
 
 from kernels.cpu.encode import DTYPES, EncodedProgram, encode
+from kernels.cpu.kv_memory import KvMemory
 from kernels.cpu.library import Batch, CpuLibrary
 from kernels.cpu.sampler import CpuSampler
 from kernels.host_array import Dtype, Float32Array, HostArray
@@ -59,6 +60,9 @@ class CpuBackend:
         self._dtype = dtype
         self._vocab_size = program.vocab_size
         self._logits = np.empty((0, self._vocab_size), np.float32)
+        self._num_kv_arrays = 2 * len(program.kv_layers)
+        self._block_size = 1
+        self._kv_memory = KvMemory(self._populate, self._num_kv_arrays, 0, 0)
         self._encoded = encode(program, weights, dtype)
         self._model = self._create(self._encoded, DTYPES[dtype], num_threads, num_looks)
         threads = library.functions.sf_threads(self._model)
@@ -90,6 +94,12 @@ class CpuBackend:
         self._check(
             self._library.functions.sf_allocate_kv_cache(self._model, num_blocks, block_size)
         )
+        block_bytes = self.kv_cache_bytes(1, block_size)
+        self._block_size = block_size
+        self._kv_memory = KvMemory(self._populate, self._num_kv_arrays, num_blocks, block_bytes)
+
+    def prepare_memory(self) -> bool:
+        return self._kv_memory.take()
 
     def run(self, batch: RaggedBatch) -> Float32Array:
         """See `kernels.backend`; the logits are valid until the next call.
@@ -118,7 +128,12 @@ class CpuBackend:
         self._check(
             self._library.functions.sf_step(self._model, ctypes.byref(packed), logits.ctypes.data)
         )
+        self._kv_memory.written(int(batch.slot_mapping.max()) // self._block_size)
         return logits
+
+    def _populate(self, array: int, begin: int, end: int) -> bool:
+        functions = self._library.functions
+        return not functions.sf_populate_kv_cache(self._model, array, begin, end)
 
     def _create(
         self, encoded: EncodedProgram, dtype: int, num_threads: int, num_looks: int

@@ -109,6 +109,7 @@ _SIGNATURES: Final[dict[str, tuple[Any, list[Any]]]] = {
     "sf_set_weight": (c_int32, [c_void_p, c_int32, c_int32, c_void_p]),
     "sf_kv_cache_bytes": (c_int64, [c_void_p, c_int64, c_int32]),
     "sf_allocate_kv_cache": (c_int32, [c_void_p, c_int64, c_int32]),
+    "sf_populate_kv_cache": (c_int32, [c_void_p, c_int32, c_int64, c_int64]),
     "sf_step": (c_int32, [c_void_p, POINTER(Batch), c_void_p]),
     "sf_create_sampler": (c_void_p, [c_void_p, c_int32]),
     "sf_destroy_sampler": (None, [c_void_p]),

@@ -90,6 +90,9 @@ class TritonBackend:
         self._graphs.clear()
         self._executor.allocate_kv_cache(num_blocks, block_size)
 
+    def prepare_memory(self) -> bool:
+        return False
+
     @torch.inference_mode()
     def run(self, batch: RaggedBatch) -> Tensor:
         """See `kernels.backend`.

@@ -7,8 +7,9 @@ that the later one comes from. A target for it (P99) is therefore a limit for ea
 
 The slow ratio is taken between results as they come, not on the device, so what lies between passes
 counts as well; and over passes with prompts, since only their size is chosen. No pass is larger
-than throughput gains from, and without targets it has the size of the knee; see `knee`. On a CPU
-a pass without decodes is larger: it keeps no stream waiting.
+than throughput gains from, and without targets it has the size of the knee, or on a CPU the
+smallest one with nearly all of the throughput; see `knee`. On a CPU a pass without decodes is
+larger: it keeps no stream waiting.
 
 Which target gives way when both cannot be met: the one for the first token. While decodes leave no
 time for a tile of prompt tokens, no further prompt starts. But a prompt that has started gets a
@@ -22,10 +23,10 @@ from math import inf
 
 from services.scheduler.cost_model import CostModel, StepShape
 from services.scheduler.knee import (
-    CPU_SIZES,
     LARGE_SIZES,
     SIZES,
     TYPICAL_CONTEXT,
+    cpu_tokens,
     knee_tokens,
     saturating_tokens,
 )
@@ -97,7 +98,7 @@ class PassBudget:
         """Look again at what was learned; worth it about once a second.
 
         The sizes of a calibrated worker stay as the calibration has them: passes that run are of
-        few sizes, so the curve they teach is flat where none of them lies, and its knee noise.
+        few sizes, so the curve they teach is flat where none of them lies, and its bends noise.
         """
         if not self.is_known:
             return
@@ -111,7 +112,7 @@ class PassBudget:
 
     def _find_sizes(self) -> None:
         if self._fixed_tokens is None:
-            self.tokens = knee_tokens(self.model, CPU_SIZES if self._on_cpu else SIZES)
+            self.tokens = cpu_tokens(self.model) if self._on_cpu else knee_tokens(self.model)
             larger = saturating_tokens(self.model, SIZES if self._on_cpu else LARGE_SIZES)
             self.most_tokens = max(self.tokens, larger)
 

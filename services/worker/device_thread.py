@@ -11,10 +11,12 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Final, TypeAlias
 
 from common.messages import StepPlan, StepRejected, StepResult
 from services.worker.engine import Engine
+
+QUIET_S: Final = 0.2  # without a plan; services that share the cores may have work after less
 
 Outcome: TypeAlias = StepResult | StepRejected
 
@@ -70,7 +72,7 @@ class DeviceThread:
                 deliver(outcome)
 
         def work() -> None:
-            while (item := self._work.get()) is not None:
+            while (item := self._next(engine)) is not None:
                 epoch, task = item
                 if isinstance(task, _Reset):
                     engine.reset()
@@ -78,6 +80,15 @@ class DeviceThread:
                     loop.call_soon_threadsafe(finished, epoch, engine.step(task))
 
         await loop.run_in_executor(self._executor, work)
+
+    def _next(self, engine: Engine) -> tuple[int, StepPlan | _Reset] | None:
+        """What to do next, in the thread; if that takes a while, memory is made ready meanwhile."""
+        try:
+            return self._work.get(timeout=QUIET_S)
+        except queue.Empty:
+            while self._work.empty() and engine.prepare_memory():
+                pass
+            return self._work.get()
 
     def submit(self, plan: StepPlan) -> None:
         """Queue a plan behind those already there."""

@@ -129,6 +129,14 @@ class Engine:
             tuple(m for m in messages if isinstance(m, SequenceFault)),
         )
 
+    def prepare_memory(self) -> bool:
+        """Take some of the memory that later steps will write to.
+
+        Returns:
+            Whether there is more to take; each call takes a few milliseconds.
+        """
+        return self._backend.prepare_memory()
+
     def reset(self) -> None:
         """Forget all sequences. Their KV stays where it is; nobody reads it any more."""
         self._table.clear()

@@ -327,6 +327,18 @@ int32_t sf_allocate_kv_cache(sf_model *model, int64_t num_blocks, int32_t block_
     return 0;
 }
 
+int32_t sf_populate_kv_cache(sf_model *model, int32_t array, int64_t begin, int64_t end) {
+    if (array < 0 || array >= 2 * model->num_layers || begin < 0 || begin >= end ||
+        end > model->limits.num_blocks) {
+        return fail("no blocks %ld to %ld of array %d", (long)begin, (long)end, array);
+    }
+    const kv_layer *kv = &model->layers[array / 2];
+    char *memory = array % 2 == 0 ? kv->keys : kv->values;
+    size_t block_bytes = model->layer_bytes[array] / (size_t)model->limits.num_blocks;
+    size_t num_bytes = (size_t)(end - begin) * block_bytes;
+    return populate_memory(memory + (size_t)begin * block_bytes, num_bytes);
+}
+
 /* ── its end ───────────────────────────────────────────────────────────────────────────────── */
 
 void sf_destroy(sf_model *model) {

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from services.scheduler.cost_model import CostModel, StepShape
-from services.scheduler.knee import CPU_SIZES, SIZES, knee_tokens, saturating_tokens
+from services.scheduler.knee import CPU_SIZES, SIZES, cpu_tokens, knee_tokens, saturating_tokens
 
 
 def model_of(fixed_ms: float, token_ms: float) -> CostModel:
@@ -19,6 +19,32 @@ def model_of(fixed_ms: float, token_ms: float) -> CostModel:
 def test_a_cpu_that_reads_weights_for_ten_tokens_time_has_its_knee_near_a_hundred() -> None:
     # 3 ms of weights, 0.3 ms per token: a tenth of a pass of 96 tokens is the reading of weights.
     assert knee_tokens(model_of(3.0, 0.3), CPU_SIZES) in (64, 96, 128)
+
+
+@pytest.mark.parametrize(
+    ("fixed_ms", "token_ms", "tokens"),
+    [
+        (0.5, 0.33, 128),  # 2 cores, a model of 135M: flat, but for what services take
+        (5.0, 3.3, 48),  # ten times slower, and services are as fast
+        (0.1, 0.04, 256),  # eight times faster
+        (40.0, 0.33, 256),  # weights that take longest
+    ],
+)
+def test_a_cpu_has_the_smallest_pass_with_nearly_all_of_the_throughput(
+    fixed_ms: float, token_ms: float, tokens: int
+) -> None:
+    assert cpu_tokens(model_of(fixed_ms, token_ms)) == tokens
+
+
+@given(st.lists(st.floats(0.97, 1.03), min_size=7, max_size=7))
+def test_noise_of_a_flat_curve_hardly_moves_the_size(noise: list[float]) -> None:
+    # As measured here: 3.05 tokens/ms at 64 tokens, 3.1 at 256.
+    sizes = zip(CPU_SIZES, noise, strict=True)
+    model = CostModel.from_observations(
+        (StepShape(n, 512, n * 512, 1, 0), factor * (0.5 + 0.322 * n)) for n, factor in sizes
+    )
+
+    assert cpu_tokens(model) in (96, 128, 192)
 
 
 def test_the_paper_machine_has_its_knee_where_the_paper_runs_it() -> None:

@@ -18,6 +18,17 @@ class StandInEngine:
         self.calls: list[int | str] = []
         self.go_on = threading.Semaphore(0)
         self.began = threading.Semaphore(0)
+        self.num_pieces = 0  #: of memory, that are left to take
+        self.taking = threading.Semaphore(0)
+
+    def prepare_memory(self) -> bool:
+        if not self.num_pieces:
+            return False
+        self.taking.release()
+        assert self.go_on.acquire(timeout=10)
+        self.num_pieces -= 1
+        self.calls.append("memory")
+        return self.num_pieces > 0
 
     def step(self, plan: StepPlan) -> StepResult:
         self.began.release()
@@ -83,6 +94,27 @@ def test_reset_voids_what_is_queued_and_what_is_running() -> None:
             assert await bench.outcome() == 3
             assert bench.engine.calls == [1, "reset", 3]
             assert bench.outcomes.empty()
+
+    asyncio.run(scenario())
+
+
+def test_memory_is_made_ready_while_nobody_asks_for_a_step() -> None:
+    async def scenario() -> None:
+        async with Bench() as bench:
+            bench.engine.num_pieces = 2
+            await asyncio.to_thread(bench.engine.taking.acquire, timeout=10)
+            bench.thread.submit(StepPlan(1, ()))
+            bench.engine.go_on.release(2)
+
+            assert await bench.outcome() == 1
+            assert bench.engine.calls == ["memory", 1]
+            bench.engine.go_on.release()
+            await asyncio.to_thread(bench.engine.taking.acquire, timeout=10)
+            bench.thread.submit(StepPlan(2, ()))
+            bench.engine.go_on.release()
+
+            assert await bench.outcome() == 2
+            assert bench.engine.calls == ["memory", 1, "memory", 2]
 
     asyncio.run(scenario())
 
