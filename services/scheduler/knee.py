@@ -11,8 +11,8 @@ from services.scheduler.cost_model import CostModel, StepShape
 
 #: tokens of a pass; more do not raise throughput, and prompts that come in wait longer
 SIZES = (32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048)
-#: a CPU's curve is nearly flat above, and gaps between tokens grow with the pass; a calibration on a
-#: busy machine may end before it gets to larger passes, and prompts should not suffer for it
+#: a CPU's curve is nearly flat above, and gaps between tokens grow with the pass; a calibration on
+#: a busy machine may end before it gets to larger passes, and prompts should not suffer for it
 CPU_SIZES = SIZES[SIZES.index(64) : SIZES.index(256) + 1]
 CPU_PASS_MS = 3.0  # that the services of a mesh take from the cores of a CPU worker for each pass
 CPU_SHARE = 0.94  # of the best throughput: what is left to gain is not worth twice the gap

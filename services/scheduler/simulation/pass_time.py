@@ -4,13 +4,9 @@ from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from math import inf
-from random import Random
-from typing import Final, Protocol
+from typing import Protocol
 
 from services.scheduler.cost_model import CostModel, StepShape
-
-MS_PER_S: Final = 1e3
 
 
 class PassTime(Protocol):
@@ -98,26 +94,21 @@ class NoisyPassTime:
 class InterruptedPassTime:
     """Another pass time, with everything that takes the processor from a pass for a while.
 
-    Interruptions come at random (Poisson), so a long pass meets more of them, and last as long as
-    they like (exponential): a tail that no factor has, long beside a short pass, short beside a
-    long one.
+    A long pass meets more interruptions than a short one, and one of them is long beside a short
+    pass and short beside a long one: a tail that no factor has.
     """
 
     exact: PassTime
-    per_s: float  #: of computing, >= 0
-    mean_ms: float  #: > 0
-    random: Random
+    draw_gap_ms: Callable[[], float]  #: of computing until the next interruption, > 0
+    draw_length_ms: Callable[[], float]  #: of an interruption, >= 0
 
     def ms(self, shape: StepShape) -> float:
         exact_ms = self.exact.ms(shape)
-        ms, at_ms = exact_ms, self._gap_ms()
+        ms, at_ms = exact_ms, self.draw_gap_ms()
         while at_ms < exact_ms:
-            ms += self.random.expovariate(1.0 / self.mean_ms)
-            at_ms += self._gap_ms()
+            ms += self.draw_length_ms()
+            at_ms += self.draw_gap_ms()
         return ms
-
-    def _gap_ms(self) -> float:
-        return self.random.expovariate(self.per_s) * MS_PER_S if self.per_s else inf
 
 
 def _ascending(values: Sequence[float]) -> bool:

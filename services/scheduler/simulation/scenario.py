@@ -5,6 +5,7 @@ import random
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from math import exp
 from typing import Literal
 
@@ -21,6 +22,8 @@ from services.scheduler.simulation.placement import RoundRobinReplicas
 from services.scheduler.simulation.requests import Requests
 from services.scheduler.simulation.worker import SimulatedWorker
 from services.scheduler.stats import SchedulerStats
+
+MS_PER_S = 1e3
 
 Placement = Literal["backlog", "round-robin"]
 
@@ -140,8 +143,11 @@ def make_worker(machine: Machine, requests: Requests, seed: str) -> SimulatedWor
         pass_time = NoisyPassTime(pass_time, _lognormal(machine.noise, seed))
     if machine.interruptions_per_s:
         source = random.Random(f"{seed} interruptions")  # noqa: S311 - nothing secret about it
+        # Poisson, of exponential length.
         pass_time = InterruptedPassTime(
-            pass_time, machine.interruptions_per_s, machine.interruption_ms, source
+            pass_time,
+            partial(source.expovariate, machine.interruptions_per_s / MS_PER_S),
+            partial(source.expovariate, 1 / machine.interruption_ms),
         )
     return SimulatedWorker(machine.join(), pass_time, requests.sample, machine.host)
 

@@ -1,5 +1,7 @@
 """Simulated runs whose times can be worked out by hand; see `machines.py` for the device."""
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -96,6 +98,15 @@ def test_noise_has_a_mean_of_one() -> None:
 
     # 800 passes, so the mean's standard error is 0.3 / sqrt(800) = 1 %
     assert noisy.duration_s == pytest.approx(exact.duration_s, rel=0.04)
+
+
+def test_interruptions_lengthen_passes_by_their_rate_and_mean() -> None:
+    exact = simulate(a_scenario(), a_closed_load(1, 400))
+    machine = replace(a_machine(), interruptions_per_s=20.0, interruption_ms=15.0)
+    interrupted = simulate(a_scenario(machine), a_closed_load(1, 400))
+
+    # 20 a second of 15 ms: 30 % longer, with a standard error of 8 % of that.
+    assert interrupted.duration_s == pytest.approx(1.3 * exact.duration_s, rel=0.08)
 
 
 def test_a_load_that_no_worker_can_hold_is_refused_with_both_lengths() -> None:
