@@ -2,6 +2,7 @@
 
 import ctypes
 from collections.abc import Callable, Mapping
+from functools import partial
 
 import numpy as np
 
@@ -61,8 +62,7 @@ class CpuBackend:
         self._vocab_size = program.vocab_size
         self._logits = np.empty((0, self._vocab_size), np.float32)
         self._num_kv_arrays = 2 * len(program.kv_layers)
-        self._block_size = 1
-        self._kv_memory = KvMemory(self._populate, self._num_kv_arrays, 0, 0)
+        self._kv_memory: KvMemory | None = None
         self._encoded = encode(program, weights, dtype)
         self._model = self._create(self._encoded, DTYPES[dtype], num_threads, num_looks)
         threads = library.functions.sf_threads(self._model)
@@ -94,12 +94,18 @@ class CpuBackend:
         self._check(
             self._library.functions.sf_allocate_kv_cache(self._model, num_blocks, block_size)
         )
-        block_bytes = self.kv_cache_bytes(1, block_size)
-        self._block_size = block_size
-        self._kv_memory = KvMemory(self._populate, self._num_kv_arrays, num_blocks, block_bytes)
+        # Not a method of this object: a cycle would keep the model's memory for the collector.
+        populate = partial(self._library.functions.sf_populate_kv_cache, self._model)
+        self._kv_memory = KvMemory(
+            lambda array, begin, end: populate(array, begin, end) == 0,
+            num_arrays=self._num_kv_arrays,
+            num_blocks=num_blocks,
+            block_size=block_size,
+            block_bytes=self.kv_cache_bytes(1, block_size),
+        )
 
     def prepare_memory(self) -> bool:
-        return self._kv_memory.take()
+        return self._kv_memory is not None and self._kv_memory.take()
 
     def run(self, batch: RaggedBatch) -> Float32Array:
         """See `kernels.backend`; the logits are valid until the next call.
@@ -128,12 +134,9 @@ class CpuBackend:
         self._check(
             self._library.functions.sf_step(self._model, ctypes.byref(packed), logits.ctypes.data)
         )
-        self._kv_memory.written(int(batch.slot_mapping.max()) // self._block_size)
+        if self._kv_memory is not None:
+            self._kv_memory.written(int(batch.slot_mapping.max()))
         return logits
-
-    def _populate(self, array: int, begin: int, end: int) -> bool:
-        functions = self._library.functions
-        return not functions.sf_populate_kv_cache(self._model, array, begin, end)
 
     def _create(
         self, encoded: EncodedProgram, dtype: int, num_threads: int, num_looks: int

@@ -21,30 +21,34 @@ class KvMemory:
             it cannot, and then it is not asked again.
         num_arrays: of the cache.
         num_blocks: of the cache.
-        block_bytes: of one block, all arrays together.
+        block_size: tokens per block.
+        block_bytes: of one block, all arrays together; > 0.
     """
 
     def __init__(
         self,
         populate: Callable[[int, int, int], bool],
+        *,
         num_arrays: int,
         num_blocks: int,
+        block_size: int,
         block_bytes: int,
     ) -> None:
         self._populate = populate
         self._num_arrays = num_arrays
         self._num_blocks = num_blocks
-        self._num_ahead = -(-AHEAD_BYTES // max(block_bytes, 1))
-        self._blocks_per_piece = max(1, PIECE_BYTES * num_arrays // max(block_bytes, 1))
+        self._block_size = block_size
+        self._num_ahead = -(-AHEAD_BYTES // block_bytes)
+        self._blocks_per_piece = max(1, PIECE_BYTES * num_arrays // block_bytes)
         self._num_wanted = min(self._num_ahead, num_blocks)
         #: blocks below have memory in all arrays; of the piece behind them, the first arrays have
         self._num_ready = 0
         self._num_arrays_ready = 0
 
-    def written(self, block: int) -> None:
-        """A step writes blocks up to this one."""
+    def written(self, slot: int) -> None:
+        """A step wrote slots up to this one."""
         if self._num_wanted < self._num_blocks:
-            wanted = min(block + 1 + self._num_ahead, self._num_blocks)
+            wanted = min(slot // self._block_size + 1 + self._num_ahead, self._num_blocks)
             self._num_wanted = max(self._num_wanted, wanted)
 
     def take(self) -> bool:
