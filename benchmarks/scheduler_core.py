@@ -19,12 +19,11 @@ from common.messages import (
     SampledToken,
     SamplingParams,
     StepResult,
-    StepTiming,
     WorkerJoin,
 )
 from common.token_ids import pack_ids
 from services.scheduler.core import CoreOptions, SchedulerCore
-from services.scheduler.cost_model import StepShape
+from services.scheduler.cost_model import StepShape, timing_of
 from services.scheduler.events import (
     Event,
     RequestArrived,
@@ -127,25 +126,13 @@ class Mesh:
             max_model_len=MAX_MODEL_LEN,
             vocab_size=VOCAB_SIZE,
             max_num_seqs=1024,
-            calibration=tuple(map(timing_of, shapes)),
+            calibration=tuple(timing_of(shape, shape_ms(shape)) for shape in shapes),
         )
 
 
 def shape_ms(shape: StepShape) -> float:
     """Of a made-up device: about one GPU with a model of 8 billion parameters."""
     return 6.0 + 0.03 * shape.num_tokens + 1e-5 * shape.num_context_tokens
-
-
-def timing_of(shape: StepShape) -> StepTiming:
-    """What the device says of a pass."""
-    return StepTiming(
-        num_tokens=shape.num_tokens,
-        num_context_tokens=shape.num_context_tokens,
-        num_attended_tokens=shape.num_attended_tokens,
-        num_sequences=shape.num_sequences,
-        num_logits=shape.num_logits,
-        step_ns=round(shape_ms(shape) * 1e6),
-    )
 
 
 def measure(load: Load, steps: int, repeats: int) -> list[float]:

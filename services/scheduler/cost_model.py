@@ -42,6 +42,8 @@ class StepShape:
 
 Features: TypeAlias = tuple[float, ...]
 
+NS_PER_MS: Final = 1e6
+
 #: tokens at which the time of one more may change; between two it has a slope of its own
 TOKEN_KNOTS: Final = (16, 32, 128, 512, 2048)
 _SEGMENTS: Final = tuple(pairwise((0, *TOKEN_KNOTS, 2**62)))
@@ -133,7 +135,7 @@ class CostModel:
     def from_timings(cls, timings: Sequence[StepTiming]) -> Self:
         """Fit to what a worker says that it measured; of passes that cannot be, nothing is used."""
         return cls.from_observations(
-            (_shape_of(timing), timing.step_ns / 1e6)
+            (_shape_of(timing), timing.step_ns / NS_PER_MS)
             for timing in timings[:MAX_TIMINGS]
             if _is_possible(timing)
         )
@@ -298,6 +300,18 @@ def _clip(residual: float, scale: float) -> float:
     return min(max(residual, -limit), limit)
 
 
+def timing_of(shape: StepShape, ms: float) -> StepTiming:
+    """What a worker says of a pass that took so many milliseconds."""
+    return StepTiming(
+        num_tokens=shape.num_tokens,
+        num_context_tokens=shape.num_context_tokens,
+        num_attended_tokens=shape.num_attended_tokens,
+        num_sequences=shape.num_sequences,
+        num_logits=shape.num_logits,
+        step_ns=round(ms * NS_PER_MS),
+    )
+
+
 def _shape_of(timing: StepTiming) -> StepShape:
     return StepShape(
         timing.num_tokens,
@@ -315,7 +329,7 @@ def _is_possible(timing: StepTiming) -> bool:
         and timing.num_sequences >= 1
         and timing.num_tokens <= timing.num_context_tokens <= timing.num_attended_tokens
         and timing.num_attended_tokens <= MAX_COUNT
-        and MIN_STEP_MS <= timing.step_ns / 1e6 <= MAX_STEP_MS
+        and MIN_STEP_MS <= timing.step_ns / NS_PER_MS <= MAX_STEP_MS
     )
 
 

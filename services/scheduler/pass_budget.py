@@ -83,7 +83,7 @@ class PassBudget:
         self.tokens = self.initial_tokens
         #: tokens per pass that no target makes larger: more would not raise throughput
         self.most_tokens = self.tokens
-        #: tokens that prompts get of a pass without decodes
+        #: tokens per pass that a prompt is predicted with: within the target for all streams
         self.prompt_tokens = self.tokens
         if self._is_calibrated:
             self._find_sizes()

@@ -12,7 +12,7 @@ from math import inf
 
 from common.messages import Limits, WorkerJoin
 from services.scheduler.block_pool import BlockPool
-from services.scheduler.cost_model import CostModel, StepShape
+from services.scheduler.cost_model import NS_PER_MS, CostModel, StepShape
 from services.scheduler.pass_budget import MIN_PROMPT_TOKENS, PassBudget
 from services.scheduler.policy import Policy
 from services.scheduler.prefix_cache import PrefixCache
@@ -21,13 +21,10 @@ from services.scheduler.waiting_queue import WaitingQueue
 from services.scheduler.work import num_attended, prompts_ms
 
 MAX_STEPS_IN_FLIGHT = 2  # one runs, the next is already there when it ends
-CPU_TOKEN_BUDGET = 128  # more per pass gain a CPU 3 %, and double the gap between tokens
-GPU_TOKEN_BUDGET = 2048
 # Tokens per pass when prompts are not split, on any device; as in vLLM 0.2.
 WHOLE_PROMPT_TOKEN_BUDGET = 2048
 MAX_CLAIM = 2**24  # of anything a worker announces; the pool keeps a few words per block
 MS_PER_S = 1e3
-NS_PER_MS = 1e6
 
 
 @dataclass(slots=True, eq=False)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from common import calibration_file
 from common.errors import ConfigError
 from common.messages import StepTiming
-from services.scheduler.cost_model import CostModel, StepShape
+from services.scheduler.cost_model import CostModel, StepShape, timing_of
 from services.scheduler.simulation.gpus import gpu_named
 from services.scheduler.simulation.host import HostCosts
 from services.scheduler.simulation.model_shape import read_model_shape
@@ -21,7 +21,6 @@ from services.scheduler.simulation.scenario import Machine
 
 DEFAULT_MODEL_LEN = 8192  # tokens, where nothing says how long the model's context is
 GPU_DEVICE = "cuda:0"
-NS_PER_MS = 1e6
 
 #: passes that a worker measures before it joins
 _CALIBRATED = (
@@ -170,17 +169,7 @@ def _about_links(options: DeviceOptions) -> list[str]:
 
 def timings_of(pass_time: PassTime) -> tuple[StepTiming, ...]:
     """What a worker would have measured of its passes before it joins."""
-    return tuple(
-        StepTiming(
-            num_tokens=shape.num_tokens,
-            num_context_tokens=shape.num_context_tokens,
-            num_attended_tokens=shape.num_attended_tokens,
-            num_sequences=shape.num_sequences,
-            num_logits=shape.num_logits,
-            step_ns=round(pass_time.ms(shape) * NS_PER_MS),
-        )
-        for shape in _CALIBRATED
-    )
+    return tuple(timing_of(shape, pass_time.ms(shape)) for shape in _CALIBRATED)
 
 
 def _host(options: HostOptions) -> HostCosts:
