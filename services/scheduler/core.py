@@ -31,6 +31,7 @@ from common.messages import (
     WorkerJoin,
 )
 from common.token_ids import ITEM_BYTES, unpack_ids
+from services.scheduler.cost_model import NS_PER_MS
 from services.scheduler.events import (
     EmitTokens,
     Event,
@@ -54,7 +55,7 @@ from services.scheduler.output_lengths import OutputLengths
 from services.scheduler.planner import Planner
 from services.scheduler.policy import Policy
 from services.scheduler.ranking import Ranking
-from services.scheduler.replicas import NS_PER_MS, Replica, Replicas, Step, unusable
+from services.scheduler.replicas import Replica, Replicas, Step, unusable
 from services.scheduler.request import ENDED, STORY_LENGTH, Request, RequestStatus
 from services.scheduler.stats import SchedulerStats
 from services.scheduler.time_account import TimeAccount

@@ -13,7 +13,7 @@ from common.token_ids import num_ids, pack_ids, unpack_ids
 from common.workload.timeline import RequestShape, Timeline
 from services.scheduler import checkpoint, record
 from services.scheduler.core import CoreOptions, SchedulerCore
-from services.scheduler.cost_model import StepShape
+from services.scheduler.cost_model import NS_PER_MS, StepShape
 from services.scheduler.events import (
     EmitTokens,
     Event,
@@ -32,7 +32,6 @@ from services.scheduler.events import (
 )
 from services.scheduler.request import Request
 
-NS_PER_MS = 1e6
 MS_PER_S = 1e3
 CANCELLED = "cancelled"
 

@@ -10,11 +10,10 @@ from common.messages import (
     StepResult,
     WorkerJoin,
 )
-from services.scheduler.cost_model import StepShape
+from services.scheduler.cost_model import NS_PER_MS, StepShape
 from services.scheduler.simulation.host import HostCosts
 from services.scheduler.simulation.pass_time import PassTime
 
-NS_PER_MS = 1e6
 MS_PER_S = 1e3
 
 #: the token that follows, from the request's parameters and the number of output tokens before it
