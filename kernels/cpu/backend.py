@@ -14,7 +14,7 @@ from kernels.host_array import Dtype, Float32Array, HostArray
 from kernels.program import Program
 from kernels.ragged_batch import RaggedBatch
 
-# How often a thread that waits at a barrier looks before it sleeps: some 20 microseconds in all.
+# How often a thread that waits for others looks before it sleeps: some 20 microseconds in all.
 # Waking takes about as long; see `benchmarks/engine/waiting.py`.
 NUM_LOOKS = 1000
 

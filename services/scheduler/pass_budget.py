@@ -6,10 +6,11 @@ that the later one comes from. A target for it (P99) is therefore a limit for ea
     predicted time of the pass * slow ratio <= the tightest target among its streams
 
 The slow ratio is taken between results as they come, not on the device, so what lies between passes
-counts as well; and over passes with prompts, since only their size is chosen. No pass is larger
-than throughput gains from, and without targets it has the size of the knee, or on a CPU the
-smallest one with nearly all of the throughput; see `knee`. On a CPU a pass without decodes is
-larger: it keeps no stream waiting.
+counts as well; and over passes with prompts, since only their size is chosen. Under a target passes
+are as large as throughput gains from; while prompts wait to start, as large as the target allows:
+streams have the time, and first tokens need it. Without targets a pass has the size of the knee, or
+on a CPU the smallest one with nearly all of the throughput; see `knee`. On a CPU a pass without
+decodes is larger: it keeps no stream waiting.
 
 Which target gives way when both cannot be met: the one for the first token. While decodes leave no
 time for a tile of prompt tokens, no further prompt starts. But a prompt that has started gets a
@@ -81,8 +82,8 @@ class PassBudget:
         self.initial_tokens = fixed_tokens or (CPU_TOKEN_BUDGET if on_cpu else GPU_TOKEN_BUDGET)
         #: tokens per pass as far as no stream's target limits it
         self.tokens = self.initial_tokens
-        #: tokens per pass that no target makes larger: more would not raise throughput
-        self.most_tokens = self.tokens
+        #: tokens per pass that raise throughput; more only bring first tokens earlier
+        self.saturating_tokens = self.tokens
         #: tokens per pass that a prompt is predicted with: within the target for all streams
         self.prompt_tokens = self.tokens
         if self._is_calibrated:
@@ -114,14 +115,15 @@ class PassBudget:
         if self._fixed_tokens is None:
             self.tokens = cpu_tokens(self.model) if self._on_cpu else knee_tokens(self.model)
             larger = saturating_tokens(self.model, SIZES if self._on_cpu else LARGE_SIZES)
-            self.most_tokens = max(self.tokens, larger)
+            self.saturating_tokens = max(self.tokens, larger)
 
-    def limit(self, num_decodes: int, tightest_ms: float) -> PassLimit:
+    def limit(self, num_decodes: int, tightest_ms: float, *, prompts_wait: bool) -> PassLimit:
         """What a pass may hold.
 
         Args:
             num_decodes: in it already; they are not questioned.
             tightest_ms: smallest target of its streams; infinite if none has one.
+            prompts_wait: beside those that have started.
         """
         if self._fixed_tokens is not None:
             tokens = self._fixed_tokens
@@ -132,7 +134,7 @@ class PassBudget:
         if tightest_ms == inf or not self.is_known:
             return PassLimit(tokens, inf)
         if self._target_ms is not None and self._fixed_tokens is None:
-            tokens = max(tokens, self.most_tokens)
+            tokens = max(tokens, LARGE_SIZES[-1] if prompts_wait else self.saturating_tokens)
         return PassLimit(tokens, tightest_ms / self.slow_ratio.value)
 
     def can_keep(self, limit_ms: float) -> bool:

@@ -54,7 +54,9 @@ class Planner:
         if self._policy.decodes_first:
             self._add_decodes(draft, replica, now)
         if self._policy.splits_prompts:
-            draft.limit = replica.budget.limit(draft.num_tokens, draft.step.limit_ms)
+            draft.limit = replica.budget.limit(
+                draft.num_tokens, draft.step.limit_ms, prompts_wait=len(replica.waiting) > 0
+            )
         self._add_prompts(draft, replica, now)
         if not self._policy.decodes_first:
             self._add_decodes(draft, replica, now)

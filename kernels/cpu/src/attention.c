@@ -555,8 +555,7 @@ typedef struct {
     const sf_batch *batch;
     const sf_buffer *qkv, *out;
     const kv_layer *kv;
-    const attention_work *work;
-    atomic_int *next;
+    const attention_item *upcoming; /* that this thread is likely to take next; NULL: none */
 } attention_call;
 
 static item_view view_item(const attention_call *call, const attention_item *item) {
@@ -572,12 +571,11 @@ static item_view view_item(const attention_call *call, const attention_item *ite
     };
 }
 
-/* What to prefetch while an item ends: the first tiles of the item that this thread is likely to
- * take; `otherwise` if there is none. */
+/* What to prefetch while an item ends: the first tiles of the upcoming one; `otherwise` if there is
+ * none. */
 static tile_group find_upcoming(const attention_call *call, const tile_group *otherwise) {
-    int64_t number = atomic_load_explicit(call->next, memory_order_relaxed);
-    if (number >= call->work->num_items) return *otherwise;
-    item_view item = view_item(call, &call->work->items[number]);
+    if (call->upcoming == NULL) return *otherwise;
+    item_view item = view_item(call, call->upcoming);
     return find_group(&item, item.first_tile);
 }
 
@@ -746,31 +744,46 @@ static void merge_splits(attention_work *work, const attention_item *item, const
     }
 }
 
-static void attend_item(const attention_call *call, attention_work *work,
-                        const attention_item *item, char *scratch) {
-    int32_t value_dim = call->kv->value_dim;
-    item_view view = view_item(call, item);
-    item_rows all = make_rows(call->kv, item->num_rows, scratch);
-    load_rows(call, &view, item->first_row, &all);
+/* Leaves what its rows come to, in the tiles of the item, in `all->of_all`. */
+static void compute_item(const attention_call *call, const attention_item *item,
+                         const item_view *view, item_rows *all) {
+    load_rows(call, view, item->first_row, all);
     if (item->group < 0) {
-        attend_splits(call, &view, &all);
+        attend_splits(call, view, all);
     } else {
-        row_sums *records = partial_records(work, item, item->split, value_dim);
-        attend_tiles(call, &view, &all, records, item->first_tile, item->end_tile);
-        if (!is_last_of_group(work, item)) return;
-        merge_splits(work, item, &all, value_dim);
+        attend_tiles(call, view, all, all->of_all, item->first_tile, item->end_tile);
     }
-    write_rows(call, &view, item->first_row, &all);
+}
+
+/* Stores the results of `compute_item`; of a split they are written out with the last one. */
+static void store_item(const attention_call *call, attention_work *work,
+                       const attention_item *item, const item_view *view, const item_rows *all) {
+    if (item->group >= 0) {
+        int32_t value_dim = call->kv->value_dim;
+        size_t bytes = (size_t)(item->num_rows * row_sums_bytes(value_dim));
+        memcpy(partial_records(work, item, item->split, value_dim), all->of_all, bytes);
+        if (!is_last_of_group(work, item)) return;
+        merge_splits(work, item, all, value_dim);
+    }
+    write_rows(call, view, item->first_row, all);
 }
 
 void paged_attention(const sf_op *op, const sf_batch *batch, const sf_buffer *qkv,
                      const sf_buffer *out, const kv_layer *kv, attention_work *work,
-                     atomic_int *next, int thread) {
-    attention_call call = {op, batch, qkv, out, kv, work, next};
-    char *scratch = work->scratch + thread * work->scratch_bytes;
-    for (;;) {
-        int64_t number = atomic_fetch_add_explicit(next, 1, memory_order_relaxed);
-        if (number >= work->num_items) return;
-        attend_item(&call, work, &work->items[number], scratch);
+                     walker *w) {
+    attention_call call = {.op = op, .batch = batch, .qkv = qkv, .out = out, .kv = kv};
+    char *scratch = work->scratch + w->thread * work->scratch_bytes;
+    item i;
+    begin_dealt_phase(w, work->num_items);
+    while (take_item(w, &i)) {
+        int64_t number = dealt_number(w, i), upcoming = number + num_walkers(w);
+        const attention_item *one = &work->items[number];
+        item_view view = view_item(&call, one);
+        item_rows all = make_rows(kv, one->num_rows, scratch);
+        call.upcoming = upcoming < work->num_items ? &work->items[upcoming] : NULL;
+        compute_item(&call, one, &view, &all);
+        if (!may_store(w, i)) continue;
+        store_item(&call, work, one, &view, &all);
+        item_done(w, i);
     }
 }

@@ -16,6 +16,8 @@
 
 #include <stdatomic.h>
 
+#include "items.h"
+#include "rows.h"
 #include "splitfuse_cpu.h"
 
 enum { KEYS_PER_TILE = 16 };
@@ -36,9 +38,9 @@ void rope_angles(const int32_t *positions, int32_t begin, int32_t end, const flo
                  int32_t num_frequencies, float scale, float *out);
 
 /* See kernels/rope_store_kv.py. `angles` from rope_angles; NULL where nothing turns.
- * Each thread does a share of the tokens. Turns q and k in place; v stays as it was. */
+ * Turns q and k in place; v stays as it was. */
 void rope_store_kv(const sf_op *op, const sf_batch *batch, const sf_buffer *qkv,
-                   const float *angles, const kv_layer *kv, int thread, int num_threads);
+                   const float *angles, const kv_layer *kv, row_range tokens);
 
 /* A piece of attention: some rows of one sequence and KV head, and the keys they see.
  *
@@ -73,13 +75,13 @@ int32_t plan_attention(attention_work *work, const sf_op *op, const sf_batch *ba
 
 void free_attention_work(attention_work *work);
 
-/* See kernels/paged_attention.py. Threads take items from `next` until none is left.
+/* See kernels/paged_attention.py. A phase of its own; run by all threads.
  *
  * A row's result is the same, to the last bit, whatever else is in the batch, wherever its prompt
  * was cut into chunks, and however many threads there are: it depends on the row and its keys alone.
  */
 void paged_attention(const sf_op *op, const sf_batch *batch, const sf_buffer *qkv,
                      const sf_buffer *out, const kv_layer *kv, attention_work *work,
-                     atomic_int *next, int thread);
+                     walker *w);
 
 #endif

@@ -34,9 +34,9 @@ static void choose_experts(const sf_op *op, const expert_scratch *scratch, int32
 }
 
 /* Give each choice its row among those of its expert, in the order of the rows. */
-static void place_rows(const sf_op *op, const expert_scratch *scratch, int32_t num_rows) {
+static void place_rows(const sf_op *op, const expert_scratch *scratch, int32_t *first,
+                       int32_t num_rows) {
     int64_t num_choices = (int64_t)num_rows * op->top_k;
-    int32_t *first = scratch->first;
     memset(first, 0, (size_t)(op->num_experts + 1) * sizeof *first);
     for (int64_t i = 0; i < num_choices; i++) first[scratch->experts[i] + 1]++;
     for (int32_t e = 0; e < op->num_experts; e++) first[e + 1] += first[e];
@@ -46,7 +46,7 @@ static void place_rows(const sf_op *op, const expert_scratch *scratch, int32_t n
 }
 
 static void sort_rows(const sf_op *op, const expert_scratch *scratch, const sf_buffer *in,
-                      row_share rows) {
+                      row_range rows) {
     size_t row_bytes = (size_t)in->width * (in->dtype == SF_BFLOAT16 ? 2 : 4);
     for (int32_t row = rows.begin; row < rows.end; row++) {
         for (int32_t i = 0; i < op->top_k; i++) {
@@ -57,7 +57,7 @@ static void sort_rows(const sf_op *op, const expert_scratch *scratch, const sf_b
 }
 
 static void combine_rows(const sf_op *op, const expert_scratch *scratch, const sf_buffer *residual,
-                         const sf_buffer *out, row_share rows) {
+                         const sf_buffer *out, row_range rows) {
     for (int32_t row = rows.begin; row < rows.end; row++) {
         const int32_t *places = scratch->places + (int64_t)row * op->top_k;
         const float *shares = scratch->shares + (int64_t)row * op->top_k;
@@ -84,35 +84,71 @@ static sf_buffer from_row(const sf_buffer *buffer, int32_t row) {
 
 /* One matrix of each expert, over the rows that chose it. */
 static void multiply_experts(const sf_op *op, const matrix *matrices, const sf_buffer *in,
-                             const sf_buffer *out, int32_t activation,
-                             const expert_scratch *scratch, int thread) {
+                             const sf_buffer *out, int32_t activation, const int32_t *first,
+                             walker *w) {
     epilogue end = {.activation = activation};
     for (int32_t e = 0; e < op->num_experts; e++) {
-        int32_t begin = scratch->first[e], num_rows = scratch->first[e + 1] - begin;
+        int32_t begin = first[e], num_rows = first[e + 1] - begin;
         sf_buffer rows_in = from_row(in, begin), rows_out = from_row(out, begin);
-        multiply(&matrices[2 * e], &rows_in, &rows_out, &end, num_rows, thread);
+        multiply(&matrices[2 * e], &rows_in, &rows_out, &end, num_rows, w);
+    }
+}
+
+static void choose_all(const sf_op *op, const expert_scratch *scratch, int32_t num_rows,
+                       walker *w) {
+    item i;
+    row_range rows;
+    begin_rows(w, num_rows);
+    while (take_rows(w, num_rows, &i, &rows)) {
+        for (int32_t row = rows.begin; row < rows.end; row++) choose_experts(op, scratch, row);
+        item_done(w, i);
+    }
+}
+
+static void place_all(const sf_op *op, const expert_scratch *scratch, int32_t *first,
+                      int32_t num_rows, walker *w) {
+    item i;
+    begin_dealt_phase(w, 1);
+    while (take_item(w, &i)) {
+        if (!may_store(w, i)) continue;
+        place_rows(op, scratch, first, num_rows);
+        item_done(w, i);
+    }
+}
+
+static void sort_all(const sf_op *op, const expert_scratch *scratch, const sf_buffer *in,
+                     int32_t num_rows, walker *w) {
+    item i;
+    row_range rows;
+    begin_rows(w, num_rows);
+    while (take_rows(w, num_rows, &i, &rows)) {
+        sort_rows(op, scratch, in, rows);
+        item_done(w, i);
+    }
+}
+
+static void combine_all(const sf_op *op, const expert_scratch *scratch, const sf_buffer *residual,
+                        const sf_buffer *out, int32_t num_rows, walker *w) {
+    item i;
+    row_range rows;
+    begin_rows(w, num_rows);
+    while (take_rows(w, num_rows, &i, &rows)) {
+        combine_rows(op, scratch, residual, out, rows);
+        item_done(w, i);
     }
 }
 
 void mixture_of_experts(const sf_op *op, const matrix *matrices, const sf_buffer *in,
                         const sf_buffer *residual, const sf_buffer *out,
-                        const expert_scratch *scratch, int32_t num_rows, pool *threads,
-                        int thread) {
+                        const expert_scratch *scratch, int32_t *first, int32_t num_rows,
+                        walker *w) {
     epilogue plain = {0};
-    row_share rows = share_of_rows(num_rows, thread, pool_num_threads(threads));
-    multiply(&matrices[0], in, &scratch->scores, &plain, num_rows, thread);
-    pool_barrier(threads);
-    for (int32_t row = rows.begin; row < rows.end; row++) choose_experts(op, scratch, row);
-    pool_barrier(threads);
-    if (thread == 0) place_rows(op, scratch, num_rows);
-    pool_barrier(threads);
-    sort_rows(op, scratch, in, rows);
-    pool_barrier(threads);
-    multiply_experts(op, matrices + 1, &scratch->sorted, &scratch->inner, op->activation, scratch,
-                     thread);
-    pool_barrier(threads);
-    multiply_experts(op, matrices + 2, &scratch->inner, &scratch->outputs, SF_NONE, scratch,
-                     thread);
-    pool_barrier(threads);
-    combine_rows(op, scratch, residual, out, rows);
+    multiply(&matrices[0], in, &scratch->scores, &plain, num_rows, w);
+    choose_all(op, scratch, num_rows, w);
+    place_all(op, scratch, first, num_rows, w);
+    sort_all(op, scratch, in, num_rows, w);
+    multiply_experts(op, matrices + 1, &scratch->sorted, &scratch->inner, op->activation, first,
+                     w);
+    multiply_experts(op, matrices + 2, &scratch->inner, &scratch->outputs, SF_NONE, first, w);
+    combine_all(op, scratch, residual, out, num_rows, w);
 }

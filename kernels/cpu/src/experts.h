@@ -7,7 +7,6 @@
 #define SPLITFUSE_EXPERTS_H
 
 #include "matrix.h"
-#include "pool.h"
 
 /* Scratch of all experts ops of a model; widths are those of the largest. A row is chosen top_k
  * times, so sorted, inner and outputs have num_rows * top_k rows. */
@@ -19,14 +18,14 @@ typedef struct {
     int32_t *experts;  /* [num_rows, top_k] which expert */
     int32_t *places;   /* [num_rows, top_k] row of sorted */
     float *shares;     /* [num_rows, top_k] how much of its output */
-    int32_t *first;    /* [num_experts + 1] rows of sorted, by expert */
 } expert_scratch;
 
-/* Run by all threads of the pool together. matrices: the router, then gate-and-up and down of each
- * expert. */
+/* Several phases; run by all threads. matrices: the router, then gate-and-up and down of each
+ * expert. first: [num_experts + 1] rows of sorted, by expert; of this op alone, since a thread that is
+ * late still counts items by it when the others have come to the next layer. */
 void mixture_of_experts(const sf_op *op, const matrix *matrices, const sf_buffer *in,
                         const sf_buffer *residual, const sf_buffer *out,
-                        const expert_scratch *scratch, int32_t num_rows, pool *threads,
-                        int thread);
+                        const expert_scratch *scratch, int32_t *first, int32_t num_rows,
+                        walker *w);
 
 #endif

@@ -241,52 +241,104 @@ static prefetch plan_prefetch(const matrix *m, const char *block, int32_t group,
     return (prefetch){block + m->block_bytes + group * part, 4 * BLOCK_COLUMNS / num_groups};
 }
 
-/* One block of a share over the rows of one panel. */
-static void multiply_block(const matrix *m, const sf_buffer *in, const sf_buffer *out,
-                           const epilogue *end, int64_t first_row, int32_t num_rows, int32_t owner,
-                           int32_t block_of_share) {
-    int32_t block = share_begin(m, owner) + block_of_share;
-    const char *packed = m->shares[owner] + block_of_share * m->block_bytes;
-    int32_t num_groups = (num_rows + MAX_GROUP_ROWS - 1) / MAX_GROUP_ROWS;
-    tile t;
-    for (int32_t group = 0; group < num_groups; group++) {
-        int32_t from = (int32_t)((int64_t)num_rows * group / num_groups);
-        int rows = (int32_t)((int64_t)num_rows * (group + 1) / num_groups) - from;
-        prefetch next = plan_prefetch(m, packed, group, num_groups);
-        multiply_rows(m, rows, in, first_row + from, packed, next, &t);
-        finishing f = prepare_finishing(end, out, first_row + from, rows);
+/* ── items ─────────────────────────────────────────────────────────────────────────────────── */
+
+/* How rows are cut: into panels of about the same size, their groups into parts. An item is a block
+ * and a part; those of one block follow each other, so that it stays in cache. */
+typedef struct {
+    int32_t num_panels, parts_per_panel;
+} row_cuts;
+
+static row_cuts cut_rows(int32_t num_rows) {
+    if (num_rows == 0) return (row_cuts){0, 0};
+    int32_t panels = (num_rows + PANEL_ROWS - 1) / PANEL_ROWS;
+    int32_t rows = (num_rows + panels - 1) / panels;
+    int32_t groups = (rows + MAX_GROUP_ROWS - 1) / MAX_GROUP_ROWS;
+    return (row_cuts){panels, (groups + MAX_ITEM_GROUPS - 1) / MAX_ITEM_GROUPS};
+}
+
+static int32_t blocks_of_share(const matrix *m, int32_t thread) {
+    return share_begin(m, thread + 1) - share_begin(m, thread);
+}
+
+int64_t max_items_of_matrix(const matrix *m, int32_t num_rows) {
+    row_cuts cuts = cut_rows(num_rows);
+    int64_t blocks = (m->num_blocks + m->num_threads - 1) / m->num_threads;
+    return blocks * cuts.num_panels * cuts.parts_per_panel;
+}
+
+static void begin_multiplying(const matrix *m, row_cuts cuts, walker *w) {
+    begin_phase(w);
+    for (int32_t thread = 0; thread < m->num_threads; thread++) {
+        w->counts[thread] = blocks_of_share(m, thread) * cuts.num_panels * cuts.parts_per_panel;
+    }
+}
+
+/* What an item multiplies. */
+typedef struct {
+    const char *packed;
+    int32_t block;
+    int32_t first_row, num_rows, num_groups; /* of the panel */
+    int32_t begin_group, end_group;          /* of the item */
+} product;
+
+static product find_product(const matrix *m, row_cuts cuts, int32_t num_rows, item i) {
+    int32_t part = i.index % cuts.parts_per_panel, blocks = blocks_of_share(m, i.queue);
+    int32_t block = i.index / cuts.parts_per_panel % blocks;
+    int32_t panel = i.index / cuts.parts_per_panel / blocks;
+    int32_t begin = (int32_t)((int64_t)num_rows * panel / cuts.num_panels);
+    int32_t end = (int32_t)((int64_t)num_rows * (panel + 1) / cuts.num_panels);
+    int32_t num_groups = (end - begin + MAX_GROUP_ROWS - 1) / MAX_GROUP_ROWS;
+    return (product){
+        .packed = m->shares[i.queue] + block * m->block_bytes,
+        .block = share_begin(m, i.queue) + block,
+        .first_row = begin,
+        .num_rows = end - begin,
+        .num_groups = num_groups,
+        .begin_group = num_groups * part / cuts.parts_per_panel,
+        .end_group = num_groups * (part + 1) / cuts.parts_per_panel,
+    };
+}
+
+INLINE int32_t first_row_of(const product *p, int32_t group) {
+    return p->first_row + (int32_t)((int64_t)p->num_rows * group / p->num_groups);
+}
+
+/* False: given up, because another thread is ahead. */
+static bool compute_product(const matrix *m, const sf_buffer *in, const product *p,
+                            const walker *w, item i, tile *tiles) {
+    for (int32_t group = p->begin_group; group < p->end_group; group++) {
+        if (group > p->begin_group && is_taken_over(w, i)) return false;
+        int32_t row = first_row_of(p, group);
+        prefetch next = plan_prefetch(m, p->packed, group, p->num_groups);
+        multiply_rows(m, first_row_of(p, group + 1) - row, in, row, p->packed, next, tiles++);
+    }
+    return true;
+}
+
+static void store_product(const matrix *m, const sf_buffer *out, const epilogue *end,
+                          const product *p, const tile *tiles) {
+    for (int32_t group = p->begin_group; group < p->end_group; group++, tiles++) {
+        int32_t row = first_row_of(p, group);
+        finishing f = prepare_finishing(end, out, row, first_row_of(p, group + 1) - row);
         if (m->is_gated) {
-            put_gated(f, m, block, &t);
+            put_gated(f, m, p->block, tiles);
         } else {
-            put_plain(f, m, block, &t);
+            put_plain(f, m, p->block, tiles);
         }
     }
 }
 
-/* Blocks of a thread's share, as long as there are any: all of one panel before the next. */
-static void multiply_share(const matrix *m, const sf_buffer *in, const sf_buffer *out,
-                           const epilogue *end, int32_t num_rows, int32_t owner) {
-    int32_t num_blocks = share_begin(m, owner + 1) - share_begin(m, owner);
-    int32_t num_panels = (num_rows + PANEL_ROWS - 1) / PANEL_ROWS;
-    for (;;) {
-        int32_t item =
-            atomic_fetch_add_explicit(&m->claimed[owner].count, 1, memory_order_relaxed);
-        if (item >= num_blocks * num_panels) return;
-        int32_t row = item / num_blocks * PANEL_ROWS;
-        int32_t rows = num_rows - row < PANEL_ROWS ? num_rows - row : PANEL_ROWS;
-        multiply_block(m, in, out, end, row, rows, owner, item % num_blocks);
-    }
-}
-
-void reset_claims(const matrix *m) {
-    for (int32_t thread = 0; thread < m->num_threads; thread++) {
-        atomic_store_explicit(&m->claimed[thread].count, 0, memory_order_relaxed);
-    }
-}
-
 void multiply(const matrix *m, const sf_buffer *in, const sf_buffer *out, const epilogue *end,
-              int32_t num_rows, int32_t thread) {
-    for (int32_t i = 0; i < m->num_threads; i++) {
-        multiply_share(m, in, out, end, num_rows, (thread + i) % m->num_threads);
+              int32_t num_rows, walker *w) {
+    row_cuts cuts = cut_rows(num_rows);
+    tile tiles[MAX_ITEM_GROUPS];
+    item i;
+    begin_multiplying(m, cuts, w);
+    while (take_item(w, &i)) {
+        product p = find_product(m, cuts, num_rows, i);
+        if (!compute_product(m, in, &p, w, i, tiles) || !may_store(w, i)) continue;
+        store_product(m, out, end, &p, tiles);
+        item_done(w, i);
     }
 }

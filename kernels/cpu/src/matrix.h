@@ -11,14 +11,13 @@
  *
  * Each thread has a contiguous share of the blocks, in an arena of its own in which the shares of all
  * matrices lie in the order of the program: what is read next is what lies next, so prefetching
- * runs across the end of an op. A thread that is through with its share takes blocks of another's:
- * who loses its core to another process for a moment holds up the others less.
+ * runs across the end of an op. A thread that is through with its share takes blocks of another's;
+ * see items.h.
  */
 #ifndef SPLITFUSE_MATRIX_H
 #define SPLITFUSE_MATRIX_H
 
-#include <stdatomic.h>
-
+#include "items.h"
 #include "simd.h"
 #include "splitfuse_cpu.h"
 
@@ -26,21 +25,17 @@ enum {
     BLOCK_COLUMNS = 2 * LANES,
     /* Rows multiplied at once: two sums each, and three registers for the rest. */
     MAX_GROUP_ROWS = LANES == 16 ? 12 : 6,
+    /* Groups of an item: their sums are kept until it is known who may store them. */
+    MAX_ITEM_GROUPS = 4,
     /* Rows that share one pass over the weights; their activations stay in L2 or L3. */
     PANEL_ROWS = 20 * MAX_GROUP_ROWS,
 };
-
-/* A counter on a cache line of its own. */
-typedef struct {
-    _Alignas(64) atomic_int count;
-} claims;
 
 typedef struct {
     int32_t dtype, in_width, out_width, is_gated;
     int32_t num_blocks;
     int64_t block_bytes;
     char **shares; /* [num_threads] where a thread's first block lies */
-    claims *claimed; /* [num_threads] how much of a thread's share is taken in this step */
     int32_t num_threads;
 } matrix;
 
@@ -62,13 +57,13 @@ int32_t share_begin(const matrix *m, int32_t thread);
 /* Pack the share of one thread from row-major weights [out_width, in_width]. */
 void pack_share(const matrix *m, const void *weights, int32_t thread);
 
-/* Before a step in which the matrix is multiplied once. */
-void reset_claims(const matrix *m);
+/* The most items that a queue of `multiply` has. */
+int64_t max_items_of_matrix(const matrix *m, int32_t num_rows);
 
-/* out[row] = activation(in[row] · weightsᵀ + bias) + residual[row] for all rows, called by all
- * threads together. A row's result depends neither on how many rows there are nor on who computes
+/* out[row] = activation(in[row] · weightsᵀ + bias) + residual[row] for all rows. A phase of its own;
+ * run by all threads. A row's result depends neither on how many rows there are nor on who computes
  * it: each output is one chain of sums in the order of the inputs. */
 void multiply(const matrix *m, const sf_buffer *in, const sf_buffer *out, const epilogue *end,
-              int32_t num_rows, int32_t thread);
+              int32_t num_rows, walker *w);
 
 #endif

@@ -22,17 +22,20 @@ static bool is_matrix_op(const sf_op *op) {
     return op->kind == SF_LINEAR || op->kind == SF_LOGITS || op->kind == SF_MIXTURE_OF_EXPERTS;
 }
 
-static void describe_experts(const sf_model *model, program_op *p) {
+static int describe_experts(const sf_model *model, program_op *p) {
     const sf_op *op = &p->op;
     int32_t width = model->buffers[op->input].width, inner = op->inner_width;
     p->matrices[0] =
         describe_matrix(model->dtype, width, op->num_experts, false, model->num_threads);
+    p->expert_first = calloc((size_t)op->num_experts + 1, sizeof *p->expert_first);
+    if (p->expert_first == NULL) return fail("out of memory");
     for (int32_t e = 0; e < op->num_experts; e++) {
         p->matrices[1 + 2 * e] =
             describe_matrix(model->dtype, width, 2 * inner, true, model->num_threads);
         p->matrices[2 + 2 * e] =
             describe_matrix(model->dtype, inner, width, false, model->num_threads);
     }
+    return 0;
 }
 
 static int describe_matrices(sf_model *model) {
@@ -44,7 +47,7 @@ static int describe_matrices(sf_model *model) {
         p->matrices = calloc((size_t)p->num_matrices, sizeof *p->matrices);
         if (p->matrices == NULL) return fail("out of memory");
         if (has_experts) {
-            describe_experts(model, p);
+            if (describe_experts(model, p) != 0) return -1;
         } else {
             p->matrices[0] = describe_matrix(model->dtype, p->op.in_width, p->op.out_width,
                                              p->op.is_gated, model->num_threads);
@@ -53,10 +56,7 @@ static int describe_matrices(sf_model *model) {
         for (int32_t m = 0; m < p->num_matrices; m++) {
             size_t num_threads = (size_t)model->num_threads;
             p->matrices[m].shares = calloc(num_threads, sizeof(char *));
-            p->matrices[m].claimed = aligned_alloc(LINE, num_threads * sizeof(claims));
-            if (p->matrices[m].shares == NULL || p->matrices[m].claimed == NULL) {
-                return fail("out of memory");
-            }
+            if (p->matrices[m].shares == NULL) return fail("out of memory");
         }
     }
     return 0;
@@ -143,21 +143,6 @@ static int describe_layers(sf_model *model) {
     return 0;
 }
 
-static bool is_by_rows(int32_t kind) {
-    return kind == SF_EMBED || kind == SF_EMBED_POSITIONS || kind == SF_NORM ||
-           kind == SF_GATED_ACTIVATION;
-}
-
-/* Threads share rows in the same way in all ops by rows, so each goes on with rows of its own. */
-static void place_barriers(sf_model *model) {
-    for (int32_t i = 0; i < model->num_ops; i++) {
-        bool is_last = i + 1 == model->num_ops;
-        bool stays = !is_last && is_by_rows(model->ops[i].op.kind) &&
-                     is_by_rows(model->ops[i + 1].op.kind);
-        model->ops[i].ends_with_barrier = !stays && !is_last;
-    }
-}
-
 /* All mixtures of experts of a model share their scratch, so they must have one shape. */
 static int describe_scratch(sf_model *model) {
     const sf_op *first = NULL;
@@ -177,8 +162,7 @@ static int describe_scratch(sf_model *model) {
     model->experts.sorted = (sf_buffer){.width = width, .dtype = model->dtype};
     model->experts.inner = (sf_buffer){.width = first->inner_width, .dtype = model->dtype};
     model->experts.outputs = (sf_buffer){.width = width, .dtype = SF_FLOAT32};
-    model->experts.first = calloc((size_t)first->num_experts + 1, sizeof(int32_t));
-    return model->experts.first == NULL ? fail("out of memory") : 0;
+    return 0;
 }
 
 static batch_limits limits_of(const sf_model *model) {
@@ -245,11 +229,11 @@ sf_model *sf_create(const sf_op *ops, int32_t num_ops, const sf_buffer *buffers,
                    describe_matrices(model) == 0 && describe_scratch(model) == 0 &&
                    make_arenas(model) == 0;
     if (is_made) {
-        place_barriers(model);
         model->limits = limits_of(model);
+        model->items = create_items(num_threads, num_looks);
         model->threads = pool_create(num_threads, num_looks);
     }
-    if (model->threads != NULL) return model;
+    if (model->threads != NULL && model->items != NULL) return model;
     if (is_made) fail("cannot start %d threads", num_threads);
     sf_destroy(model);
     return NULL;
@@ -344,15 +328,16 @@ int32_t sf_populate_kv_cache(sf_model *model, int32_t array, int64_t begin, int6
 void sf_destroy(sf_model *model) {
     if (model == NULL) return;
     pool_destroy(model->threads);
+    destroy_items(model->items);
     free_kv_cache(model);
     free_scratch(model);
     for (int32_t i = 0; i < model->num_shapes; i++) free_attention_work(&model->shapes[i].work);
     for (int32_t i = 0; model->ops != NULL && i < model->num_ops; i++) {
         for (int32_t m = 0; m < model->ops[i].num_matrices; m++) {
             free(model->ops[i].matrices[m].shares);
-            free(model->ops[i].matrices[m].claimed);
         }
         free(model->ops[i].matrices);
+        free(model->ops[i].expert_first);
     }
     for (int32_t i = 0; model->arenas != NULL && i < model->num_threads; i++) {
         unmap_memory(model->arenas[i], model->arena_bytes[i]);

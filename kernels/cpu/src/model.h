@@ -3,8 +3,6 @@
 #ifndef SPLITFUSE_MODEL_H
 #define SPLITFUSE_MODEL_H
 
-#include <stdbool.h>
-
 #include "attention.h"
 #include "check.h"
 #include "experts.h"
@@ -16,10 +14,9 @@ typedef struct {
     sf_op op;
     matrix *matrices;
     int32_t num_matrices;
-    int32_t angles;         /* index of the rope angles, -1: nothing turns */
-    int32_t work;           /* index of the attention work */
-    atomic_int next_item;   /* of this attention, in this step */
-    bool ends_with_barrier; /* false: the next op reads only rows that the same thread wrote */
+    int32_t angles;        /* index of the rope angles, -1: nothing turns */
+    int32_t work;          /* index of the attention work */
+    int32_t *expert_first; /* of experts: [num_experts + 1], see experts.h */
 } program_op;
 
 /* Cosines and sines of one rope, for the tokens of a step: [num_tokens][2][num_frequencies]. */
@@ -45,6 +42,7 @@ struct sf_model {
     int32_t num_missing_weights;
     batch_limits limits;
     pool *threads;
+    item_board *items;
     char **arenas; /* [num_threads] */
     size_t *arena_bytes;
     kv_layer *layers;

@@ -8,6 +8,8 @@
 #include <stdbool.h>
 #include <stdlib.h>
 
+#include "relax.h"
+
 /* A number that changes, and threads that wait for its next change. On a line of its own. */
 typedef struct {
     _Alignas(64) atomic_uint value;
@@ -30,14 +32,6 @@ struct pool {
     signal_point start, gate;
     _Alignas(64) atomic_int num_arrived;
 };
-
-static inline void relax(void) {
-#if defined(__x86_64__) || defined(__i386__)
-    __builtin_ia32_pause();
-#elif defined(__aarch64__)
-    __asm__ volatile("yield");
-#endif
-}
 
 static inline bool has_changed(signal_point *point, unsigned old) {
     return atomic_load_explicit(&point->value, memory_order_acquire) != old;
@@ -65,7 +59,8 @@ static void change(signal_point *point) {
     pthread_mutex_unlock(&point->mutex);
 }
 
-void pool_barrier(pool *p) {
+/* Wait until all threads are here. What any of them wrote before, all see after. */
+static void meet(pool *p) {
     if (p->num_threads == 1) return;
     unsigned old = atomic_load_explicit(&p->gate.value, memory_order_relaxed);
     if (atomic_fetch_add(&p->num_arrived, 1) + 1 < p->num_threads) {
@@ -76,9 +71,9 @@ void pool_barrier(pool *p) {
     change(&p->gate);
 }
 
-/* A core of its own for each thread, where there are exactly as many. Two that share one take turns at
- * every barrier, and since each is seldom found waiting, the kernel may leave them there for seconds
- * while the other core idles. Returns whether the thread was placed; `before` is then where it may run. */
+/* A core of its own for each thread, where there are exactly as many. Two that share one take turns,
+ * and since each is seldom found waiting, the kernel may leave them there for seconds while the other
+ * core idles. Returns whether the thread was placed; `before` is then where it may run. */
 #ifdef __linux__
 static bool stay_on_core(int thread, int num_threads, cpu_set_t *before) {
     if (num_threads == 1) return false;
@@ -111,7 +106,7 @@ static void *run_member(void *argument) {
         await_change(&p->start, seen, p->num_looks);
         if (p->task == NULL) return NULL;
         p->task(p->context, self->thread);
-        pool_barrier(p);
+        meet(p);
     }
 }
 
@@ -173,6 +168,6 @@ void pool_run(pool *p, pool_task *task, void *context) {
     p->context = context;
     if (p->num_threads > 1) change(&p->start);
     task(context, 0);
-    pool_barrier(p);
+    meet(p);
     if (placed) leave_core(&before);
 }

@@ -1,8 +1,8 @@
-/* A fixed set of threads that run one function together, and meet at barriers in it.
+/* A fixed set of threads that run one function together.
  *
- * Whoever waits looks `num_looks` times for the others, some microseconds, then sleeps. Most barriers
- * last no longer than that. But on cores that others use, too, a thread that is waited for may have
- * been interrupted, and one that looks on for it keeps others from ending sooner.
+ * Whoever waits for the others, to begin or to end, looks `num_looks` times, some microseconds, then
+ * sleeps: on cores that others use, too, a thread that is waited for may have been interrupted, and
+ * one that looks on for it keeps others from ending sooner.
  */
 #ifndef SPLITFUSE_POOL_H
 #define SPLITFUSE_POOL_H
@@ -21,8 +21,5 @@ int pool_num_threads(const pool *p);
 
 /* Run the task in all threads; returns when all have returned. Not reentrant. */
 void pool_run(pool *p, pool_task *task, void *context);
-
-/* Inside a task: wait until all threads are here. What any of them wrote before, all see after. */
-void pool_barrier(pool *p);
 
 #endif

@@ -2,7 +2,6 @@
 
 #include "kv_cache.h"
 #include "pointwise.h"
-#include "rows.h"
 
 int64_t keys_per_block_elements(const kv_layer *kv) {
     return (int64_t)kv->num_kv_heads * kv->tiles_per_block * KEYS_PER_TILE * kv->key_dim;
@@ -116,8 +115,7 @@ static void store_token(const kv_layer *kv, int32_t slot, const char *keys, cons
 }
 
 void rope_store_kv(const sf_op *op, const sf_batch *batch, const sf_buffer *qkv,
-                   const float *angles, const kv_layer *kv, int thread, int num_threads) {
-    row_share tokens = share_of_rows(batch->num_tokens, thread, num_threads);
+                   const float *angles, const kv_layer *kv, row_range tokens) {
     int64_t head_bytes = op->head_dim * kv_element_bytes(kv);
     for (int32_t token = tokens.begin; token < tokens.end; token++) {
         char *row = row_of(qkv, token);

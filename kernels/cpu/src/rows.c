@@ -4,9 +4,27 @@
 
 #include "pointwise.h"
 
-row_share share_of_rows(int32_t num_rows, int thread, int num_threads) {
-    return (row_share){(int32_t)((int64_t)num_rows * thread / num_threads),
-                       (int32_t)((int64_t)num_rows * (thread + 1) / num_threads)};
+/* Few, since each costs a turn of a cache line; several, so that one may be late. */
+enum { ITEMS_PER_THREAD = 4 };
+
+static int32_t rows_per_item(const walker *w, int32_t num_rows) {
+    int32_t most = ITEMS_PER_THREAD * num_walkers(w);
+    return (num_rows + most - 1) / most;
+}
+
+void begin_rows(walker *w, int32_t num_rows) {
+    int32_t size = rows_per_item(w, num_rows);
+    begin_dealt_phase(w, size == 0 ? 0 : (num_rows + size - 1) / size);
+}
+
+bool take_rows(walker *w, int32_t num_rows, item *i, row_range *rows) {
+    while (take_item(w, i)) {
+        if (!may_store(w, *i)) continue;
+        int32_t size = rows_per_item(w, num_rows), begin = (int32_t)dealt_number(w, *i) * size;
+        *rows = (row_range){begin, begin + size < num_rows ? begin + size : num_rows};
+        return true;
+    }
+    return false;
 }
 
 INLINE float load_one(const char *row, int32_t dtype, int32_t column) {
@@ -27,7 +45,7 @@ static const char *table_row(const sf_op *op, int32_t dtype, int64_t row, int32_
 }
 
 void embed(const sf_op *op, int32_t table_dtype, const int32_t *token_ids, const sf_buffer *out,
-           row_share rows) {
+           row_range rows) {
     for (int32_t row = rows.begin; row < rows.end; row++) {
         const char *from = table_row(op, table_dtype, token_ids[row], out->width);
         char *to = row_of(out, row);
@@ -40,7 +58,7 @@ void embed(const sf_op *op, int32_t table_dtype, const int32_t *token_ids, const
 }
 
 void embed_positions(const sf_op *op, int32_t table_dtype, const int32_t *positions,
-                     const sf_buffer *out, row_share rows) {
+                     const sf_buffer *out, row_range rows) {
     for (int32_t row = rows.begin; row < rows.end; row++) {
         const char *from =
             table_row(op, table_dtype, (int64_t)positions[row] + op->offset, out->width);
@@ -87,7 +105,7 @@ static float mean_square(const char *row, int32_t dtype, int32_t width, float ce
 }
 
 void norm(const sf_op *op, const sf_buffer *in, const sf_buffer *residual, const sf_buffer *out,
-          row_share rows) {
+          row_range rows) {
     int32_t width = in->width;
     for (int32_t row = rows.begin; row < rows.end; row++) {
         if (residual != NULL) add_row(in, residual, row);
@@ -110,7 +128,7 @@ void norm(const sf_op *op, const sf_buffer *in, const sf_buffer *residual, const
 
 /* ── gate, gather ──────────────────────────────────────────────────────────────────────────── */
 
-void gated_activation(const sf_op *op, const sf_buffer *in, const sf_buffer *out, row_share rows) {
+void gated_activation(const sf_op *op, const sf_buffer *in, const sf_buffer *out, row_range rows) {
     for (int32_t row = rows.begin; row < rows.end; row++) {
         const char *from = row_of(in, row);
         char *to = row_of(out, row);
@@ -123,7 +141,7 @@ void gated_activation(const sf_op *op, const sf_buffer *in, const sf_buffer *out
     }
 }
 
-void gather_rows(const int32_t *index, const sf_buffer *in, const sf_buffer *out, row_share rows) {
+void gather_rows(const int32_t *index, const sf_buffer *in, const sf_buffer *out, row_range rows) {
     for (int32_t row = rows.begin; row < rows.end; row++) {
         const char *from = row_of(in, index[row]);
         char *to = row_of(out, row);

@@ -1,32 +1,37 @@
-/* Ops in which each row is made of one row: threads share the rows. */
+/* Ops in which each row is made of one row, and how threads share rows out. */
 #ifndef SPLITFUSE_ROWS_H
 #define SPLITFUSE_ROWS_H
 
+#include "items.h"
 #include "splitfuse_cpu.h"
 
-/* Rows [begin, end) are a thread's share. */
+/* Rows [begin, end) of an item. */
 typedef struct {
     int32_t begin, end;
-} row_share;
+} row_range;
 
-row_share share_of_rows(int32_t num_rows, int thread, int num_threads);
+/* Begin a phase whose items are so many rows. */
+void begin_rows(walker *w, int32_t num_rows);
+
+/* The next rows, which this thread alone does and then calls item_done for. False: all are done. */
+bool take_rows(walker *w, int32_t num_rows, item *i, row_range *rows);
 
 /* See kernels/embed.py: out[t] = table[token_ids[t]]. */
 void embed(const sf_op *op, int32_t table_dtype, const int32_t *token_ids, const sf_buffer *out,
-           row_share rows);
+           row_range rows);
 
 /* See kernels/embed_positions.py: out[t] += table[positions[t] + offset]. */
 void embed_positions(const sf_op *op, int32_t table_dtype, const int32_t *positions,
-                     const sf_buffer *out, row_share rows);
+                     const sf_buffer *out, row_range rows);
 
 /* See kernels/norm.py; `residual` NULL: none. */
 void norm(const sf_op *op, const sf_buffer *in, const sf_buffer *residual, const sf_buffer *out,
-          row_share rows);
+          row_range rows);
 
 /* See kernels/gated_activation.py. */
-void gated_activation(const sf_op *op, const sf_buffer *in, const sf_buffer *out, row_share rows);
+void gated_activation(const sf_op *op, const sf_buffer *in, const sf_buffer *out, row_range rows);
 
 /* See kernels/gather_rows.py. */
-void gather_rows(const int32_t *index, const sf_buffer *in, const sf_buffer *out, row_share rows);
+void gather_rows(const int32_t *index, const sf_buffer *in, const sf_buffer *out, row_range rows);
 
 #endif

@@ -271,12 +271,23 @@ static int check_row(const sf_randomness *r, int64_t row, int32_t num_logits_row
 
 /* ── the library's calls ───────────────────────────────────────────────────────────────────── */
 
+/* Logits that are looked through in less time than it takes to wake another thread. */
+enum { FEW_LOGITS = 200000 };
+
+static void run_rows(batch *b, pool_task *task) {
+    if (b->num_rows <= 1 || (int64_t)b->num_rows * b->sampler->vocab_size <= FEW_LOGITS) {
+        task(b, 0);
+    } else {
+        pool_run(b->sampler->threads, task, b);
+    }
+}
+
 void sf_argmax(sf_sampler *sampler, const float *logits, int32_t num_rows, int64_t *token_ids,
                float *largest) {
     batch b = {.sampler = sampler, .logits = logits, .num_rows = num_rows};
     b.token_ids = token_ids;
     b.largest = largest;
-    pool_run(sampler->threads, argmax_in_thread, &b);
+    run_rows(&b, argmax_in_thread);
 }
 
 int32_t sf_sample(sf_sampler *sampler, const float *logits, int32_t num_logits_rows,
@@ -289,7 +300,7 @@ int32_t sf_sample(sf_sampler *sampler, const float *logits, int32_t num_logits_r
     b.token_ids = token_ids;
     b.rows = rows;
     b.randomness = randomness;
-    pool_run(sampler->threads, sample_in_thread, &b);
+    run_rows(&b, sample_in_thread);
     return 0;
 }
 

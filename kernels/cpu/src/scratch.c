@@ -103,6 +103,5 @@ void free_scratch(sf_model *model) {
     free(model->experts.experts);
     free(model->experts.places);
     free(model->experts.shares);
-    free(model->experts.first);
     for (int32_t i = 0; i < model->num_ropes; i++) free(model->ropes[i].values);
 }

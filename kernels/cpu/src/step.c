@@ -11,30 +11,31 @@ static int32_t rows_of(const sf_model *model, int32_t index) {
                                                 : model->batch->num_tokens;
 }
 
-static void run_linear(sf_model *model, const program_op *p, int thread) {
+static void run_linear(sf_model *model, const program_op *p, walker *w) {
     const sf_op *op = &p->op;
     bool is_last = op->kind == SF_LOGITS;
     epilogue end = {op->bias, op->activation, op->soft_cap, buffer_of(model, op->residual)};
     multiply(&p->matrices[0], buffer_of(model, op->input),
              is_last ? &model->logits : buffer_of(model, op->output), &end,
-             rows_of(model, op->input), thread);
+             rows_of(model, op->input), w);
 }
 
-static void run_attention(sf_model *model, program_op *p, int thread) {
+static void run_attention(sf_model *model, const program_op *p, walker *w) {
     paged_attention(&p->op, model->batch, buffer_of(model, p->op.input),
                     buffer_of(model, p->op.output), &model->layers[p->op.layer],
-                    &model->shapes[p->work].work, &p->next_item, thread);
+                    &model->shapes[p->work].work, w);
 }
 
-static void run_rope(sf_model *model, const program_op *p, int thread) {
-    const float *angles = p->angles < 0 ? NULL : model->ropes[p->angles].values;
-    rope_store_kv(&p->op, model->batch, buffer_of(model, p->op.input), angles,
-                  &model->layers[p->op.layer], thread, model->num_threads);
+static void run_experts(sf_model *model, const program_op *p, walker *w) {
+    const sf_op *op = &p->op;
+    mixture_of_experts(op, p->matrices, buffer_of(model, op->input),
+                       buffer_of(model, op->residual), buffer_of(model, op->output),
+                       &model->experts, p->expert_first, rows_of(model, op->input), w);
 }
 
-static void run_by_rows(sf_model *model, const sf_op *op, int thread) {
+static void run_rows(sf_model *model, const program_op *p, row_range rows) {
+    const sf_op *op = &p->op;
     const sf_buffer *in = buffer_of(model, op->input), *out = buffer_of(model, op->output);
-    row_share rows = share_of_rows(rows_of(model, op->output), thread, model->num_threads);
     switch (op->kind) {
     case SF_EMBED: embed(op, model->dtype, model->batch->token_ids, out, rows); return;
     case SF_EMBED_POSITIONS:
@@ -43,45 +44,56 @@ static void run_by_rows(sf_model *model, const sf_op *op, int thread) {
     case SF_NORM: norm(op, in, buffer_of(model, op->residual), out, rows); return;
     case SF_GATED_ACTIVATION: gated_activation(op, in, out, rows); return;
     case SF_GATHER_ROWS: gather_rows(model->batch->logits_index, in, out, rows); return;
+    case SF_ROPE_STORE_KV:
+        rope_store_kv(op, model->batch, in, p->angles < 0 ? NULL : model->ropes[p->angles].values,
+                      &model->layers[op->layer], rows);
+        return;
     }
 }
 
-static void run_op(sf_model *model, program_op *p, int thread) {
-    const sf_op *op = &p->op;
-    switch (op->kind) {
+static void run_by_rows(sf_model *model, const program_op *p, walker *w) {
+    bool turns = p->op.kind == SF_ROPE_STORE_KV; /* in place: it has no output */
+    int32_t num_rows = rows_of(model, turns ? p->op.input : p->op.output);
+    item i;
+    row_range rows;
+    begin_rows(w, num_rows);
+    while (take_rows(w, num_rows, &i, &rows)) {
+        run_rows(model, p, rows);
+        item_done(w, i);
+    }
+}
+
+static void run_op(sf_model *model, const program_op *p, walker *w) {
+    switch (p->op.kind) {
     case SF_LINEAR:
-    case SF_LOGITS: run_linear(model, p, thread); return;
-    case SF_ROPE_STORE_KV: run_rope(model, p, thread); return;
-    case SF_PAGED_ATTENTION: run_attention(model, p, thread); return;
-    case SF_MIXTURE_OF_EXPERTS:
-        mixture_of_experts(op, p->matrices, buffer_of(model, op->input),
-                           buffer_of(model, op->residual), buffer_of(model, op->output),
-                           &model->experts, rows_of(model, op->input), model->threads, thread);
-        return;
-    default: run_by_rows(model, op, thread);
+    case SF_LOGITS: run_linear(model, p, w); return;
+    case SF_PAGED_ATTENTION: run_attention(model, p, w); return;
+    case SF_MIXTURE_OF_EXPERTS: run_experts(model, p, w); return;
+    default: run_by_rows(model, p, w);
+    }
+}
+
+static void find_angles(sf_model *model, const rope_table *rope, walker *w) {
+    int32_t num_tokens = model->batch->num_tokens;
+    item i;
+    row_range tokens;
+    begin_rows(w, num_tokens);
+    while (take_rows(w, num_tokens, &i, &tokens)) {
+        rope_angles(model->batch->positions, tokens.begin, tokens.end, rope->frequencies,
+                    rope->num_frequencies, rope->scale, rope->values);
+        item_done(w, i);
     }
 }
 
 static void walk(void *context, int thread) {
     sf_model *model = context;
-    row_share tokens = share_of_rows(model->batch->num_tokens, thread, model->num_threads);
-    for (int32_t i = 0; i < model->num_ropes; i++) {
-        const rope_table *rope = &model->ropes[i];
-        rope_angles(model->batch->positions, tokens.begin, tokens.end, rope->frequencies,
-                    rope->num_frequencies, rope->scale, rope->values);
-    }
-    for (int32_t i = 0; i < model->num_ops; i++) {
-        run_op(model, &model->ops[i], thread);
-        if (model->ops[i].ends_with_barrier) pool_barrier(model->threads);
-    }
+    walker w = walk_from_start(model->items, thread);
+    for (int32_t i = 0; i < model->num_ropes; i++) find_angles(model, &model->ropes[i], &w);
+    for (int32_t i = 0; i < model->num_ops; i++) run_op(model, &model->ops[i], &w);
+    if (thread == 0) end_step(&w);
 }
 
-int32_t sf_step(sf_model *model, const sf_batch *batch, float *logits) {
-    if (model->num_missing_weights > 0) {
-        return fail("%d weights are missing", model->num_missing_weights);
-    }
-    if (check_batch(batch, model->limits) != 0) return -1;
-    if (ensure_capacity(model, batch) != 0) return -1;
+static int plan_all_attention(sf_model *model, const sf_batch *batch) {
     for (int32_t i = 0; i < model->num_shapes; i++) {
         attention_shape *shape = &model->shapes[i];
         const sf_op *op = &model->ops[shape->op].op;
@@ -90,17 +102,40 @@ int32_t sf_step(sf_model *model, const sf_batch *batch, float *logits) {
             return fail("out of memory for attention");
         }
     }
-    for (int32_t i = 0; i < model->num_ops; i++) {
-        program_op *p = &model->ops[i];
-        atomic_store(&p->next_item, 0);
-        for (int32_t m = 0; m < p->num_matrices; m++) reset_claims(&p->matrices[m]);
+    return 0;
+}
+
+/* The most items that a phase has in one queue. Those by rows are few. */
+static int64_t max_items(const sf_model *model) {
+    int64_t most = model->batch->num_tokens;
+    for (int32_t i = 0; i < model->num_shapes; i++) {
+        int64_t items = model->shapes[i].work.num_items / model->num_threads + 1;
+        if (items > most) most = items;
     }
+    for (int32_t i = 0; i < model->num_ops; i++) {
+        const program_op *p = &model->ops[i];
+        for (int32_t m = 0; m < p->num_matrices; m++) {
+            int64_t items = max_items_of_matrix(&p->matrices[m], rows_of(model, p->op.input));
+            if (items > most) most = items;
+        }
+    }
+    return most;
+}
+
+int32_t sf_step(sf_model *model, const sf_batch *batch, float *logits) {
+    if (model->num_missing_weights > 0) {
+        return fail("%d weights are missing", model->num_missing_weights);
+    }
+    if (check_batch(batch, model->limits) != 0) return -1;
+    if (ensure_capacity(model, batch) != 0) return -1;
+    if (plan_all_attention(model, batch) != 0) return -1;
     model->batch = batch;
     model->logits = (sf_buffer){.width = model->vocab_size,
                                 .dtype = SF_FLOAT32,
                                 .by_logits_rows = 1,
                                 .stride = model->vocab_size,
                                 .data = logits};
+    if (begin_step(model->items, max_items(model)) != 0) return fail("out of memory for a step");
     pool_run(model->threads, walk, model);
     return 0;
 }

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from kernels.backend import Backend
-from kernels.cpu.backend import CpuBackend
+from kernels.cpu.backend import NUM_LOOKS, CpuBackend
 from kernels.cpu.library import CpuLibrary
 from kernels.program import (
     Buffer,
@@ -82,10 +82,15 @@ def weights_of(program: Program, dtype: torch.dtype) -> dict[str, Tensor]:
 
 
 def cpu_backend(
-    program: Program, weights: dict[str, Tensor], library: CpuLibrary, num_threads: int
+    program: Program,
+    weights: dict[str, Tensor],
+    library: CpuLibrary,
+    num_threads: int,
+    num_looks: int = NUM_LOOKS,
 ) -> CpuBackend:
     arrays = to_arrays(weights)
-    return CpuBackend(program, arrays, arrays["tokens"].dtype, library, num_threads)
+    dtype = arrays["tokens"].dtype
+    return CpuBackend(program, arrays, dtype, library, num_threads, num_looks=num_looks)
 
 
 def tokens_of(positions: Int32Array) -> Int32Array:
@@ -191,8 +196,9 @@ def test_a_long_context_has_the_same_bits_however_its_keys_are_shared(
 ) -> None:
     program = attention_alone(heads)
 
-    def last_rows(counts: Sequence[int], num_threads: int) -> Tensor:
-        backend = cpu_backend(program, weights_of(program, dtype), library, num_threads)
+    def last_rows(counts: Sequence[int], num_threads: int, num_looks: int = NUM_LOOKS) -> Tensor:
+        weights = weights_of(program, dtype)
+        backend = cpu_backend(program, weights, library, num_threads, num_looks)
         cache = Cache(block_size, num_blocks=-(-LONGEST // block_size), seed=num_threads)
         backend.allocate_kv_cache(cache.num_blocks, block_size)
         rows = [run(backend, next_batch(cache, [(0, count)])) for count in counts]
@@ -203,6 +209,8 @@ def test_a_long_context_has_the_same_bits_however_its_keys_are_shared(
     assert not at_once.isnan().any()
     assert torch.equal(last_rows([LONGEST - 2, 1, 1], num_threads=4), at_once)
     assert torch.equal(last_rows([LONGEST - 300, 293, 7], num_threads=2), at_once)
+    # Without a look items are begun twice; see test_items.
+    assert torch.equal(last_rows([LONGEST - 9, 1, 8], num_threads=7, num_looks=0), at_once)
 
 
 def test_a_token_that_is_not_a_number_stays_one_and_stays_alone(library: CpuLibrary) -> None:

@@ -55,7 +55,10 @@ def test_until_a_worker_is_known_passes_have_the_size_for_its_kind(
     budget = PassBudget(on_cpu=on_cpu, fixed_tokens=None, target_ms=50.0, model=CostModel())
 
     assert not budget.is_known
-    assert (budget.limit(3, 50.0).tokens, budget.limit(3, 50.0).ms) == (tokens, inf)
+    assert (
+        budget.limit(3, 50.0, prompts_wait=False).tokens,
+        budget.limit(3, 50.0, prompts_wait=False).ms,
+    ) == (tokens, inf)
 
 
 def test_a_worker_without_calibration_becomes_known_by_its_passes() -> None:
@@ -66,7 +69,7 @@ def test_a_worker_without_calibration_becomes_known_by_its_passes() -> None:
     budget.refresh()
 
     assert budget.is_known
-    assert budget.limit(0, 50.0).ms < 50.0
+    assert budget.limit(0, 50.0, prompts_wait=False).ms < 50.0
 
 
 def test_passes_of_one_size_do_not_move_the_size_that_was_calibrated() -> None:
@@ -83,11 +86,11 @@ def test_passes_of_one_size_do_not_move_the_size_that_was_calibrated() -> None:
 
 
 def test_a_fixed_size_is_not_questioned_by_the_knee() -> None:
-    assert a_budget(fixed=77).limit(5, inf).tokens == 77
+    assert a_budget(fixed=77).limit(5, inf, prompts_wait=False).tokens == 77
 
 
 def test_without_a_target_there_is_no_limit_in_time() -> None:
-    limit = a_budget().limit(5, inf)
+    limit = a_budget().limit(5, inf, prompts_wait=False)
 
     assert limit.ms == inf
     assert 32 <= limit.tokens <= 512
@@ -96,22 +99,28 @@ def test_without_a_target_there_is_no_limit_in_time() -> None:
 def test_a_prompt_that_keeps_no_stream_waiting_gets_a_larger_pass_on_a_cpu() -> None:
     budget = a_budget()
 
-    assert budget.limit(0, inf).tokens == CPU_ALONE_TOKENS > budget.limit(1, inf).tokens
-    assert a_budget(fixed=77).limit(0, inf).tokens == 77
+    assert (
+        budget.limit(0, inf, prompts_wait=False).tokens
+        == CPU_ALONE_TOKENS
+        > budget.limit(1, inf, prompts_wait=False).tokens
+    )
+    assert a_budget(fixed=77).limit(0, inf, prompts_wait=False).tokens == 77
 
 
 def test_decodes_beyond_the_knee_leave_room_for_some_prompt_tokens() -> None:
-    assert a_budget().limit(900, inf).tokens == 900 + MIN_PROMPT_TOKENS
+    assert a_budget().limit(900, inf, prompts_wait=False).tokens == 900 + MIN_PROMPT_TOKENS
 
 
 def test_a_target_leaves_a_margin_for_passes_that_are_slower_than_predicted() -> None:
-    assert a_budget(target_ms=50.0).limit(5, 50.0).ms == pytest.approx(50.0 / PRIOR_RATIO)
+    assert a_budget(target_ms=50.0).limit(5, 50.0, prompts_wait=False).ms == pytest.approx(
+        50.0 / PRIOR_RATIO
+    )
 
 
 def test_a_generous_target_allows_passes_beyond_the_knee() -> None:
     budget = a_budget(target_ms=500.0)
 
-    assert budget.limit(5, 500.0).tokens > 2 * budget.tokens
+    assert budget.limit(5, 500.0, prompts_wait=False).tokens > 2 * budget.tokens
 
 
 def test_no_target_allows_passes_that_are_slower_per_token_than_smaller_ones() -> None:
@@ -122,20 +131,31 @@ def test_no_target_allows_passes_that_are_slower_per_token_than_smaller_ones() -
     )
     budget = a_budget(target_ms=500.0, model=model)
 
-    assert budget.limit(5, 500.0).tokens <= 192
+    assert budget.limit(5, 500.0, prompts_wait=False).tokens <= 192
+
+
+def test_while_prompts_wait_a_target_alone_limits_passes() -> None:
+    budget = a_budget(target_ms=500.0)
+
+    waiting = budget.limit(5, 500.0, prompts_wait=True)
+    assert waiting.tokens > budget.limit(5, 500.0, prompts_wait=False).tokens
+    assert waiting.ms == budget.limit(5, 500.0, prompts_wait=False).ms
+    assert a_budget().limit(5, inf, prompts_wait=True).tokens == a_budget().tokens
+    fixed = a_budget(fixed=64, target_ms=500.0)
+    assert fixed.limit(5, 500.0, prompts_wait=True).tokens == 64
 
 
 def test_of_a_fixed_size_and_a_target_the_smaller_rules() -> None:
     budget = a_budget(fixed=64, target_ms=500.0)
 
-    assert budget.limit(5, 500.0).tokens == 64
-    assert budget.limit(5, 8.0).ms < 8.0
+    assert budget.limit(5, 500.0, prompts_wait=False).tokens == 64
+    assert budget.limit(5, 8.0, prompts_wait=False).ms < 8.0
 
 
 def test_a_target_of_one_request_makes_no_pass_larger() -> None:
     budget = a_budget()
 
-    assert budget.limit(5, 500.0).tokens == budget.tokens
+    assert budget.limit(5, 500.0, prompts_wait=False).tokens == budget.tokens
 
 
 def test_what_streams_wait_beyond_the_prediction_is_learned_from_passes_with_prompts() -> None:
@@ -145,7 +165,7 @@ def test_what_streams_wait_beyond_the_prediction_is_learned_from_passes_with_pro
         budget.observe(prompt, predicted_ms=10.0, device_ms=true_ms(prompt), elapsed_ms=14.0)
         budget.observe(decodes, predicted_ms=10.0, device_ms=true_ms(decodes), elapsed_ms=19.0)
 
-    assert budget.limit(5, 50.0).ms == pytest.approx(50.0 / 1.4)
+    assert budget.limit(5, 50.0, prompts_wait=False).ms == pytest.approx(50.0 / 1.4)
 
 
 def test_a_prompt_that_fits_the_time_is_taken_whole() -> None:
