@@ -22,11 +22,10 @@ from common.workload.measures import Summary, summarize
 from common.workload.timeline import Timeline
 from services.scheduler import record
 from services.scheduler.core import CoreOptions, SchedulerCore
-from services.scheduler.cost_model import CostModel, StepShape
+from services.scheduler.cost_model import NS_PER_MS, CostModel, StepShape
 from services.scheduler.events import Event, Instruction, SendStep
 from services.scheduler.replay.differences import brief, first_differences
 from services.scheduler.replay.recorded_load import (
-    NS_PER_MS,
     Pass,
     RecordedLoad,
     RecordedRequest,
