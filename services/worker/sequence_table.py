@@ -29,7 +29,7 @@ class PlanError(Exception):
 
 
 class IdBuffer:
-    """A growing int32 array."""
+    """A growing int32 array of token or block ids."""
 
     __slots__ = ("_data", "_length")
 
@@ -46,13 +46,22 @@ class IdBuffer:
         """What is in it; valid until the next `extend`."""
         return self._data[: self._length]
 
+    def append(self, token_id: int) -> None:
+        """Append one id; amortised constant time."""
+        self._reserve(1)
+        self._data[self._length] = token_id
+        self._length += 1
+
     def extend(self, ids: Int32Array) -> None:
         """Append ids; amortised constant time for each."""
-        length = self._length + len(ids)
+        self._reserve(len(ids))
+        self._data[self._length : self._length + len(ids)] = ids
+        self._length += len(ids)
+
+    def _reserve(self, num_more: int) -> None:
+        length = self._length + num_more
         if length > len(self._data):
             self._data = np.concatenate([self.view, np.empty(length, np.int32)])
-        self._data[self._length : length] = ids
-        self._length = length
 
 
 @dataclass(slots=True)
@@ -109,7 +118,8 @@ class SequenceTable:
         self._check_chunks(plan.chunks, announced)
         self._sequences.update(announced)
         for chunk in plan.chunks:
-            self._sequences[chunk.sequence_id].block_ids.extend(_unpack(chunk.new_block_ids))
+            if chunk.new_block_ids:
+                self._sequences[chunk.sequence_id].block_ids.extend(_unpack(chunk.new_block_ids))
         return [self._sequences[chunk.sequence_id] for chunk in plan.chunks]
 
     def finish(self, chunks: Sequence[Chunk], sampled: Iterable[int]) -> None:
@@ -124,7 +134,7 @@ class SequenceTable:
             sequence = self._sequences[chunk.sequence_id]
             sequence.num_computed_tokens += chunk.num_tokens
             if chunk.sample:
-                sequence.token_ids.extend(np.array([next(next_ids)], np.int32))
+                sequence.token_ids.append(next(next_ids))
 
     def clear(self) -> None:
         """Forget everything: the scheduler is gone."""

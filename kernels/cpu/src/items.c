@@ -13,7 +13,7 @@ enum {
     STATES_PER_LINE = 16,
 };
 
-/* Phases of some days; then everything starts at 0 again. A phase has two states. */
+/* Phases of half a day; then all starts at 0 again. A phase has two states. */
 static const uint32_t LAST_PHASE = UINT32_MAX / 4;
 
 /* How many items of a queue are taken in which phase: phase << 32 | count. On a line of its own. */
