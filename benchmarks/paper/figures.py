@@ -24,11 +24,11 @@ def draw_figures(directory: Path, engines: Engines, scaling: dict[int, float], s
         ConfigError: matplotlib is not installed.
     """
     plot_latency_throughput(
-        directory / "latency-throughput.svg",
+        directory / "latency-throughput.png",
         {_title(lengths): _latencies(engines, lengths, seed) for lengths in reported.LENGTHS},
     )
     plot_goodput(
-        directory / "goodput.svg",
+        directory / "goodput.png",
         {
             f"{_title(reported.GOODPUT_LENGTHS)}, {sla.output_tokens_per_s:g} tokens/s": _goodput(
                 engines, index, seed
@@ -37,7 +37,7 @@ def draw_figures(directory: Path, engines: Engines, scaling: dict[int, float], s
         },
     )
     plot_token_latency(
-        directory / "token-latency.svg",
+        directory / "token-latency.png",
         {
             f"{_title(reported.TOKEN_LATENCY_LENGTHS)}, 16 clients": {
                 "SplitFuse": token_latency(splitfuse(engines.fastgen), seed),
@@ -46,7 +46,7 @@ def draw_figures(directory: Path, engines: Engines, scaling: dict[int, float], s
         },
     )
     plot_scaling(
-        directory / "replicas.svg",
+        directory / "replicas.png",
         {
             "SplitFuse": [Point(n, rate) for n, rate in scaling.items()],
             "FastGen reported": [Point(n, r) for n, r in reported.REPLICA_REQUESTS_PER_S.items()],
@@ -66,19 +66,19 @@ def _latencies(engines: Engines, lengths: tuple[int, int], seed: int) -> Curves:
         return [Point(n / s, s) for n, s in zip(reported.CLIENTS, latencies_s, strict=True)]
 
     return {
+        "SplitFuse": simulated(latency_curve(sweep(splitfuse(engines.fastgen), lengths, seed))),
         "prefill-first": simulated(
             latency_curve(sweep(prefill_first(engines.vllm), lengths, seed))
         ),
-        "SplitFuse": simulated(latency_curve(sweep(splitfuse(engines.fastgen), lengths, seed))),
-        "vLLM reported": from_paper(reported.VLLM_LATENCY_S[lengths]),
         "FastGen reported": from_paper(reported.FASTGEN_LATENCY_S[lengths]),
+        "vLLM reported": from_paper(reported.VLLM_LATENCY_S[lengths]),
     }
 
 
 def _goodput(engines: Engines, index: int, seed: int) -> Curves:
     arms = {
-        "prefill-first": prefill_first(engines.vllm),
         "SplitFuse": splitfuse(engines.fastgen),
+        "prefill-first": prefill_first(engines.vllm),
         "prefill-first, same engine": prefill_first(engines.fastgen),
     }
     return {

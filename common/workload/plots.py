@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 DPI = 120
-PANEL_INCHES = (5.2, 3.8)
+PANEL_INCHES = (5.2, 4.2)
 COLOURS = ("#d62728", "#1f77b4", "#2ca02c", "#9467bd", "#ff7f0e", "#8c564b", "#17becf", "#7f7f7f")
 MARKERS = "osD^vP*X"
 TOKEN_PERCENTILES = ("p50", "p90", "p95", "p99")
@@ -132,8 +132,7 @@ def _draw_curves(axis: "Axes", curves: Curves) -> None:
             label=label,
         )
     axis.set_xlim(left=0)
-    if curves:
-        axis.legend()
+    _explain(axis, len(curves))
 
 
 def _draw_bars(axis: "Axes", bars: Mapping[str, Percentiles]) -> None:
@@ -145,8 +144,13 @@ def _draw_bars(axis: "Axes", bars: Mapping[str, Percentiles]) -> None:
         axis.bar_label(drawn, fmt="%.0f", fontsize=7, padding=1)
     axis.set_xticks(range(len(TOKEN_PERCENTILES)), [name.upper() for name in TOKEN_PERCENTILES])
     axis.grid(visible=False, axis="x")
-    if bars:
-        axis.legend()
+    _explain(axis, len(bars))
+
+
+def _explain(axis: "Axes", num_labels: int) -> None:
+    """Below the panel, where no curve runs through it."""
+    if num_labels:
+        axis.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=2)
 
 
 def _name(axis: "Axes", title: str, x: str, y: str) -> None:
