@@ -13,8 +13,8 @@ enum {
     STATES_PER_LINE = 16,
 };
 
-/* Phases of half a day; then all starts at 0 again. A phase has two states. */
-static const uint32_t LAST_PHASE = UINT32_MAX / 4;
+/* Phases of hours; then all starts at 0 again. */
+static const uint32_t LAST_PHASE = UINT32_MAX / 8;
 
 /* How many items of a queue are taken in which phase: phase << 32 | count. On a line of its own. */
 typedef struct {
@@ -28,17 +28,19 @@ struct item_board {
     item_queue *queues;
     int32_t *counts; /* [num_threads][num_threads], lines apart */
     int32_t counts_stride;
-    /* [num_threads][capacity]: below being_stored(phase) the item is open in this phase. */
-    atomic_uint *states;
+    atomic_uint *states; /* [num_threads][capacity] */
     int64_t capacity;
     atomic_int num_sleepers;
     pthread_mutex_t mutex;
     pthread_cond_t changed;
 };
 
-static uint32_t being_stored(uint32_t phase) { return 2 * phase; }
+/* The states of an item, which only grow; below begun_again(phase) it is open. */
+static uint32_t begun_again(uint32_t phase) { return 4 * phase + 1; }
 
-static uint32_t done(uint32_t phase) { return 2 * phase + 1; }
+static uint32_t being_stored(uint32_t phase) { return 4 * phase + 2; }
+
+static uint32_t done(uint32_t phase) { return 4 * phase + 3; }
 
 static atomic_uint *state_of(const item_board *board, int32_t queue, int32_t index) {
     return &board->states[queue * board->capacity + index];
@@ -179,17 +181,23 @@ static void sleep_until_done(const walker *w, const atomic_uint *state) {
     pthread_mutex_unlock(&board->mutex);
 }
 
+/* Once per item and phase: where many threads wait, one is enough to do it again. */
+static bool begin_again(const walker *w, atomic_uint *state) {
+    unsigned before = atomic_load_explicit(state, memory_order_relaxed);
+    return before < begun_again(w->phase) &&
+           atomic_compare_exchange_strong(state, &before, begun_again(w->phase));
+}
+
 /* Wait until all is done, or find an item to begin again: then true. */
 static bool await_others(walker *w, item *i) {
     int num_looks = w->board->num_looks, patience = num_looks / HASTE;
     for (int looks = 0; find_undone(w); looks++) {
-        const atomic_uint *state = state_of(w->board, w->at_queue, w->at_item);
-        bool is_open = atomic_load(state) < being_stored(w->phase);
-        if (is_open && looks >= patience) {
+        atomic_uint *state = state_of(w->board, w->at_queue, w->at_item);
+        if (looks >= patience && begin_again(w, state)) {
             *i = (item){w->at_queue, w->at_item};
             return true;
         }
-        if (!is_open && looks >= num_looks) sleep_until_done(w, state);
+        if (looks >= num_looks) sleep_until_done(w, state);
         relax();
     }
     return false;
