@@ -17,7 +17,6 @@
 #include <stdatomic.h>
 
 #include "items.h"
-#include "rows.h"
 #include "splitfuse_cpu.h"
 
 enum { KEYS_PER_TILE = 16 };

@@ -3,7 +3,6 @@
 #include <math.h>
 
 #include "pointwise.h"
-#include "rows.h"
 
 static float *score_row(const expert_scratch *scratch, int32_t row) {
     return (float *)row_of(&scratch->scores, row);
@@ -94,48 +93,36 @@ static void multiply_experts(const sf_op *op, const matrix *matrices, const sf_b
     }
 }
 
-static void choose_all(const sf_op *op, const expert_scratch *scratch, int32_t num_rows,
-                       walker *w) {
-    item i;
-    row_range rows;
-    begin_rows(w, num_rows);
-    while (take_rows(w, num_rows, &i, &rows)) {
-        for (int32_t row = rows.begin; row < rows.end; row++) choose_experts(op, scratch, row);
-        item_done(w, i);
+/* What the tasks by rows work on. */
+typedef struct {
+    const sf_op *op;
+    const expert_scratch *scratch;
+    const sf_buffer *in, *residual, *out;
+    int32_t *first;
+    int32_t num_rows;
+} experts_call;
+
+static void choose_task(void *context, row_range rows) {
+    const experts_call *call = context;
+    for (int32_t row = rows.begin; row < rows.end; row++) {
+        choose_experts(call->op, call->scratch, row);
     }
 }
 
-static void place_all(const sf_op *op, const expert_scratch *scratch, int32_t *first,
-                      int32_t num_rows, walker *w) {
-    item i;
-    begin_dealt_phase(w, 1);
-    while (take_item(w, &i)) {
-        if (!may_store(w, i)) continue;
-        place_rows(op, scratch, first, num_rows);
-        item_done(w, i);
-    }
+static void place_task(void *context, row_range once) {
+    const experts_call *call = context;
+    (void)once;
+    place_rows(call->op, call->scratch, call->first, call->num_rows);
 }
 
-static void sort_all(const sf_op *op, const expert_scratch *scratch, const sf_buffer *in,
-                     int32_t num_rows, walker *w) {
-    item i;
-    row_range rows;
-    begin_rows(w, num_rows);
-    while (take_rows(w, num_rows, &i, &rows)) {
-        sort_rows(op, scratch, in, rows);
-        item_done(w, i);
-    }
+static void sort_task(void *context, row_range rows) {
+    const experts_call *call = context;
+    sort_rows(call->op, call->scratch, call->in, rows);
 }
 
-static void combine_all(const sf_op *op, const expert_scratch *scratch, const sf_buffer *residual,
-                        const sf_buffer *out, int32_t num_rows, walker *w) {
-    item i;
-    row_range rows;
-    begin_rows(w, num_rows);
-    while (take_rows(w, num_rows, &i, &rows)) {
-        combine_rows(op, scratch, residual, out, rows);
-        item_done(w, i);
-    }
+static void combine_task(void *context, row_range rows) {
+    const experts_call *call = context;
+    combine_rows(call->op, call->scratch, call->residual, call->out, rows);
 }
 
 void mixture_of_experts(const sf_op *op, const matrix *matrices, const sf_buffer *in,
@@ -143,12 +130,13 @@ void mixture_of_experts(const sf_op *op, const matrix *matrices, const sf_buffer
                         const expert_scratch *scratch, int32_t *first, int32_t num_rows,
                         walker *w) {
     epilogue plain = {0};
+    experts_call call = {op, scratch, in, residual, out, first, num_rows};
     multiply(&matrices[0], in, &scratch->scores, &plain, num_rows, w);
-    choose_all(op, scratch, num_rows, w);
-    place_all(op, scratch, first, num_rows, w);
-    sort_all(op, scratch, in, num_rows, w);
+    for_rows(w, num_rows, choose_task, &call);
+    for_rows(w, 1, place_task, &call);
+    for_rows(w, num_rows, sort_task, &call);
     multiply_experts(op, matrices + 1, &scratch->sorted, &scratch->inner, op->activation, first,
                      w);
     multiply_experts(op, matrices + 2, &scratch->inner, &scratch->outputs, SF_NONE, first, w);
-    combine_all(op, scratch, residual, out, num_rows, w);
+    for_rows(w, num_rows, combine_task, &call);
 }

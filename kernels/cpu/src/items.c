@@ -1,20 +1,21 @@
 #include "items.h"
 
-#include <pthread.h>
 #include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
 
-#include "relax.h"
+#include "waiting.h"
 
 enum {
     /* An item that another thread has begun is begun again after num_looks / this many looks. */
     HASTE = 4,
     STATES_PER_LINE = 16,
+    /* Few, since each costs a turn of a cache line; several, so that one may be late. */
+    ROW_ITEMS_PER_THREAD = 4,
 };
 
 /* Phases of hours; then all starts at 0 again. */
-static const uint32_t LAST_PHASE = UINT32_MAX / 8;
+static const uint32_t LAST_PHASE = UINT32_MAX / 16;
 
 /* How many items of a queue are taken in which phase: phase << 32 | count. On a line of its own. */
 typedef struct {
@@ -30,9 +31,7 @@ struct item_board {
     int32_t counts_stride;
     atomic_uint *states; /* [num_threads][capacity] */
     int64_t capacity;
-    atomic_int num_sleepers;
-    pthread_mutex_t mutex;
-    pthread_cond_t changed;
+    sleepers sleepers;
 };
 
 /* The states of an item, which only grow; below begun_again(phase) it is open. */
@@ -65,8 +64,7 @@ item_board *create_items(int num_threads, int num_looks) {
     board->queues = allocate_lines(threads * sizeof *board->queues);
     board->counts =
         allocate_lines(threads * (size_t)board->counts_stride * sizeof *board->counts);
-    pthread_mutex_init(&board->mutex, NULL);
-    pthread_cond_init(&board->changed, NULL);
+    init_sleepers(&board->sleepers);
     if (board->queues != NULL && board->counts != NULL) return board;
     destroy_items(board);
     return NULL;
@@ -77,8 +75,7 @@ void destroy_items(item_board *board) {
     free(board->queues);
     free(board->counts);
     free(board->states);
-    pthread_mutex_destroy(&board->mutex);
-    pthread_cond_destroy(&board->changed);
+    destroy_sleepers(&board->sleepers);
     free(board);
 }
 
@@ -171,16 +168,6 @@ static bool find_undone(walker *w) {
     return false;
 }
 
-/* Who sleeps has counted itself before it looks for the last time; see item_done. */
-static void sleep_until_done(const walker *w, const atomic_uint *state) {
-    item_board *board = w->board;
-    pthread_mutex_lock(&board->mutex);
-    atomic_fetch_add(&board->num_sleepers, 1);
-    while (atomic_load(state) < done(w->phase)) pthread_cond_wait(&board->changed, &board->mutex);
-    atomic_fetch_sub(&board->num_sleepers, 1);
-    pthread_mutex_unlock(&board->mutex);
-}
-
 /* Once per item and phase: where many threads wait, one is enough to do it again. */
 static bool begin_again(const walker *w, atomic_uint *state) {
     unsigned before = atomic_load_explicit(state, memory_order_relaxed);
@@ -197,7 +184,7 @@ static bool await_others(walker *w, item *i) {
             *i = (item){w->at_queue, w->at_item};
             return true;
         }
-        if (looks >= num_looks) sleep_until_done(w, state);
+        if (looks >= num_looks) sleep_until(&w->board->sleepers, state, done(w->phase));
         relax();
     }
     return false;
@@ -226,10 +213,21 @@ bool may_store(const walker *w, item i) {
 }
 
 void item_done(const walker *w, item i) {
-    item_board *board = w->board;
-    atomic_store(state_of(board, i.queue, i.index), done(w->phase));
-    if (atomic_load(&board->num_sleepers) == 0) return;
-    pthread_mutex_lock(&board->mutex);
-    pthread_cond_broadcast(&board->changed);
-    pthread_mutex_unlock(&board->mutex);
+    atomic_store(state_of(w->board, i.queue, i.index), done(w->phase));
+    wake_sleepers(&w->board->sleepers);
+}
+
+/* ── rows ──────────────────────────────────────────────────────────────────────────────────── */
+
+void for_rows(walker *w, int32_t num_rows, rows_task *task, void *context) {
+    int32_t most_items = ROW_ITEMS_PER_THREAD * num_walkers(w);
+    int32_t size = (num_rows + most_items - 1) / most_items;
+    item i;
+    begin_dealt_phase(w, size == 0 ? 0 : (num_rows + size - 1) / size);
+    while (take_item(w, &i)) {
+        if (!may_store(w, i)) continue;
+        int32_t begin = (int32_t)dealt_number(w, i) * size;
+        task(context, (row_range){begin, begin + size < num_rows ? begin + size : num_rows});
+        item_done(w, i);
+    }
 }

@@ -78,4 +78,14 @@ bool may_store(const walker *w, item i);
 
 void item_done(const walker *w, item i);
 
+/* Rows [begin, end) of an item. */
+typedef struct {
+    int32_t begin, end;
+} row_range;
+
+typedef void rows_task(void *context, row_range rows);
+
+/* Run a task over all rows, each of them once. A phase of its own; called by all threads. */
+void for_rows(walker *w, int32_t num_rows, rows_task *task, void *context);
+
 #endif

@@ -8,14 +8,12 @@
 #include <stdbool.h>
 #include <stdlib.h>
 
-#include "relax.h"
+#include "waiting.h"
 
 /* A number that changes, and threads that wait for its next change. On a line of its own. */
 typedef struct {
     _Alignas(64) atomic_uint value;
-    atomic_int num_sleepers;
-    pthread_mutex_t mutex;
-    pthread_cond_t changed;
+    sleepers sleepers;
 } signal_point;
 
 typedef struct {
@@ -43,20 +41,12 @@ static void await_change(signal_point *point, unsigned old, int num_looks) {
         if (has_changed(point, old)) return;
         relax();
     }
-    pthread_mutex_lock(&point->mutex);
-    atomic_fetch_add(&point->num_sleepers, 1);
-    while (atomic_load(&point->value) == old) pthread_cond_wait(&point->changed, &point->mutex);
-    atomic_fetch_sub(&point->num_sleepers, 1);
-    pthread_mutex_unlock(&point->mutex);
+    sleep_until(&point->sleepers, &point->value, old + 1);
 }
 
 static void change(signal_point *point) {
     atomic_fetch_add(&point->value, 1);
-    /* Who sleeps counted itself before it looked at the value for the last time. */
-    if (atomic_load(&point->num_sleepers) == 0) return;
-    pthread_mutex_lock(&point->mutex);
-    pthread_cond_broadcast(&point->changed);
-    pthread_mutex_unlock(&point->mutex);
+    wake_sleepers(&point->sleepers);
 }
 
 /* Wait until all threads are here. What any of them wrote before, all see after. */
@@ -133,10 +123,8 @@ pool *pool_create(int num_threads, int num_looks) {
     member *members = calloc((size_t)num_threads, sizeof *members);
     if (p == NULL || threads == NULL || members == NULL) goto out_of_memory;
     *p = (pool){.num_threads = num_threads, .num_looks = num_looks, .threads = threads, .members = members};
-    pthread_mutex_init(&p->start.mutex, NULL);
-    pthread_cond_init(&p->start.changed, NULL);
-    pthread_mutex_init(&p->gate.mutex, NULL);
-    pthread_cond_init(&p->gate.changed, NULL);
+    init_sleepers(&p->start.sleepers);
+    init_sleepers(&p->gate.sleepers);
     for (int thread = 1; thread < num_threads; thread++) {
         if (start_member(p, thread) == 0) continue;
         end_members(p, thread - 1);

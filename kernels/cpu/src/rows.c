@@ -4,29 +4,6 @@
 
 #include "pointwise.h"
 
-/* Few, since each costs a turn of a cache line; several, so that one may be late. */
-enum { ITEMS_PER_THREAD = 4 };
-
-static int32_t rows_per_item(const walker *w, int32_t num_rows) {
-    int32_t most = ITEMS_PER_THREAD * num_walkers(w);
-    return (num_rows + most - 1) / most;
-}
-
-void begin_rows(walker *w, int32_t num_rows) {
-    int32_t size = rows_per_item(w, num_rows);
-    begin_dealt_phase(w, size == 0 ? 0 : (num_rows + size - 1) / size);
-}
-
-bool take_rows(walker *w, int32_t num_rows, item *i, row_range *rows) {
-    while (take_item(w, i)) {
-        if (!may_store(w, *i)) continue;
-        int32_t size = rows_per_item(w, num_rows), begin = (int32_t)dealt_number(w, *i) * size;
-        *rows = (row_range){begin, begin + size < num_rows ? begin + size : num_rows};
-        return true;
-    }
-    return false;
-}
-
 INLINE float load_one(const char *row, int32_t dtype, int32_t column) {
     if (dtype == SF_BFLOAT16) return bf16_to_float(((const bf16 *)row)[column]);
     return ((const float *)row)[column];

@@ -1,20 +1,9 @@
-/* Ops in which each row is made of one row, and how threads share rows out. */
+/* Ops in which each row is made of one row. */
 #ifndef SPLITFUSE_ROWS_H
 #define SPLITFUSE_ROWS_H
 
 #include "items.h"
 #include "splitfuse_cpu.h"
-
-/* Rows [begin, end) of an item. */
-typedef struct {
-    int32_t begin, end;
-} row_range;
-
-/* Begin a phase whose items are so many rows. */
-void begin_rows(walker *w, int32_t num_rows);
-
-/* The next rows, which this thread alone does and then calls item_done for. False: all are done. */
-bool take_rows(walker *w, int32_t num_rows, item *i, row_range *rows);
 
 /* See kernels/embed.py: out[t] = table[token_ids[t]]. */
 void embed(const sf_op *op, int32_t table_dtype, const int32_t *token_ids, const sf_buffer *out,

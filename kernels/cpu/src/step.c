@@ -33,9 +33,18 @@ static void run_experts(sf_model *model, const program_op *p, walker *w) {
                        &model->experts, p->expert_first, rows_of(model, op->input), w);
 }
 
-static void run_rows(sf_model *model, const program_op *p, row_range rows) {
-    const sf_op *op = &p->op;
+/* An op of a model that runs a step. */
+typedef struct {
+    const sf_model *model;
+    const program_op *p;
+} op_call;
+
+static void run_rows(void *context, row_range rows) {
+    const op_call *call = context;
+    const sf_model *model = call->model;
+    const sf_op *op = &call->p->op;
     const sf_buffer *in = buffer_of(model, op->input), *out = buffer_of(model, op->output);
+    int32_t angles = call->p->angles;
     switch (op->kind) {
     case SF_EMBED: embed(op, model->dtype, model->batch->token_ids, out, rows); return;
     case SF_EMBED_POSITIONS:
@@ -45,22 +54,16 @@ static void run_rows(sf_model *model, const program_op *p, row_range rows) {
     case SF_GATED_ACTIVATION: gated_activation(op, in, out, rows); return;
     case SF_GATHER_ROWS: gather_rows(model->batch->logits_index, in, out, rows); return;
     case SF_ROPE_STORE_KV:
-        rope_store_kv(op, model->batch, in, p->angles < 0 ? NULL : model->ropes[p->angles].values,
+        rope_store_kv(op, model->batch, in, angles < 0 ? NULL : model->ropes[angles].values,
                       &model->layers[op->layer], rows);
         return;
     }
 }
 
-static void run_by_rows(sf_model *model, const program_op *p, walker *w) {
+static void run_by_rows(const sf_model *model, const program_op *p, walker *w) {
     bool turns = p->op.kind == SF_ROPE_STORE_KV; /* in place: it has no output */
-    int32_t num_rows = rows_of(model, turns ? p->op.input : p->op.output);
-    item i;
-    row_range rows;
-    begin_rows(w, num_rows);
-    while (take_rows(w, num_rows, &i, &rows)) {
-        run_rows(model, p, rows);
-        item_done(w, i);
-    }
+    op_call call = {model, p};
+    for_rows(w, rows_of(model, turns ? p->op.input : p->op.output), run_rows, &call);
 }
 
 static void run_op(sf_model *model, const program_op *p, walker *w) {
@@ -73,22 +76,25 @@ static void run_op(sf_model *model, const program_op *p, walker *w) {
     }
 }
 
-static void find_angles(sf_model *model, const rope_table *rope, walker *w) {
-    int32_t num_tokens = model->batch->num_tokens;
-    item i;
-    row_range tokens;
-    begin_rows(w, num_tokens);
-    while (take_rows(w, num_tokens, &i, &tokens)) {
-        rope_angles(model->batch->positions, tokens.begin, tokens.end, rope->frequencies,
-                    rope->num_frequencies, rope->scale, rope->values);
-        item_done(w, i);
-    }
+typedef struct {
+    const int32_t *positions;
+    const rope_table *rope;
+} angles_call;
+
+static void find_angles(void *context, row_range tokens) {
+    const angles_call *call = context;
+    const rope_table *rope = call->rope;
+    rope_angles(call->positions, tokens.begin, tokens.end, rope->frequencies,
+                rope->num_frequencies, rope->scale, rope->values);
 }
 
 static void walk(void *context, int thread) {
     sf_model *model = context;
     walker w = walk_from_start(model->items, thread);
-    for (int32_t i = 0; i < model->num_ropes; i++) find_angles(model, &model->ropes[i], &w);
+    for (int32_t i = 0; i < model->num_ropes; i++) {
+        angles_call call = {model->batch->positions, &model->ropes[i]};
+        for_rows(&w, model->batch->num_tokens, find_angles, &call);
+    }
     for (int32_t i = 0; i < model->num_ops; i++) run_op(model, &model->ops[i], &w);
     if (thread == 0) end_step(&w);
 }

@@ -1,6 +1,7 @@
 """Threads that lose their core in mid-item change nothing: see `src/items.h`."""
 
 import numpy as np
+import pytest
 import torch
 
 from kernels.cpu.backend import CpuBackend
@@ -9,8 +10,6 @@ from kernels.host_array import Float32Array
 from tests.support.arrays import to_arrays
 from tests.support.programs import Cache, every_op, random_weights
 
-# More than any machine that runs this should have cores to spare, so that the system takes turns.
-NUM_THREADS = 7
 # Prompts whole and in chunks, and decodes.
 STEPS = (
     [(1, 7), (2, 1), (3, 70), (4, 150)],
@@ -22,22 +21,18 @@ STEPS = (
 ROUNDS = 12
 
 
-def test_items_that_are_begun_twice_are_stored_once(library: CpuLibrary) -> None:
-    """Without a look, whoever finds an item begun by another begins it again at once.
+@pytest.mark.parametrize("num_threads", [2, 7])  # 7: the system has to take turns
+def test_items_that_are_begun_twice_are_stored_once(library: CpuLibrary, num_threads: int) -> None:
+    """Without a look, whoever finds an item begun by another begins it again at once, or sleeps.
 
     So nearly every phase has items that two threads compute, of which the slower computes on
     whatever later phases have left in the buffers.
     """
     alone = logits_of_steps(library, num_threads=1, num_looks=1000)
-    crowded = logits_of_steps(library, num_threads=NUM_THREADS, num_looks=0)
+    crowded = logits_of_steps(library, num_threads=num_threads, num_looks=0)
 
+    assert all(np.isfinite(each).all() for each in crowded)
     assert all(np.array_equal(a, b) for a, b in zip(alone, crowded, strict=True))
-
-
-def test_a_step_ends_where_threads_sleep_as_soon_as_they_wait(library: CpuLibrary) -> None:
-    logits = logits_of_steps(library, num_threads=2, num_looks=0)
-
-    assert all(np.isfinite(each).all() for each in logits)
 
 
 def logits_of_steps(library: CpuLibrary, *, num_threads: int, num_looks: int) -> list[Float32Array]:
