@@ -117,26 +117,13 @@ class CpuBackend:
         if num_rows > len(self._logits):
             num_rows_kept = max(num_rows, 2 * len(self._logits))
             self._logits = np.empty((num_rows_kept, self._vocab_size), np.float32)
-        logits = self._logits[:num_rows]
-        packed = Batch(
-            num_tokens=batch.num_tokens,
-            num_seqs=batch.num_seqs,
-            max_num_blocks=batch.block_tables.shape[1],
-            num_logits_rows=num_rows,
-            token_ids=batch.token_ids.ctypes.data,
-            positions=batch.positions.ctypes.data,
-            cu_seqlens_q=batch.cu_seqlens_q.ctypes.data,
-            kv_lens=batch.kv_lens.ctypes.data,
-            block_tables=batch.block_tables.ctypes.data,
-            slot_mapping=batch.slot_mapping.ctypes.data,
-            logits_index=batch.logits_index.ctypes.data,
-        )
+        described = ctypes.byref(Batch.of(batch))
         self._check(
-            self._library.functions.sf_step(self._model, ctypes.byref(packed), logits.ctypes.data)
+            self._library.functions.sf_step(self._model, described, self._logits.ctypes.data)
         )
         if self._kv_memory is not None:
-            self._kv_memory.written(int(batch.slot_mapping.max()))
-        return logits
+            self._kv_memory.written(batch.slot_mapping)
+        return self._logits[:num_rows]
 
     def _create(
         self, encoded: EncodedProgram, dtype: int, num_threads: int, num_looks: int

@@ -9,6 +9,8 @@ who asks little of it should not pay for it.
 from collections.abc import Callable
 from typing import Final
 
+from kernels.ragged_batch import Int32Array
+
 AHEAD_BYTES: Final = 256 * 2**20  # beyond the highest block written; schedulers use low ones first
 PIECE_BYTES: Final = 2 * 2**20  # of one array at a time: a large page, milliseconds at worst
 
@@ -45,10 +47,11 @@ class KvMemory:
         self._num_ready = 0
         self._num_arrays_ready = 0
 
-    def written(self, slot: int) -> None:
-        """A step wrote slots up to this one."""
+    def written(self, slots: Int32Array) -> None:
+        """A step wrote these slots, at least one."""
         if self._num_wanted < self._num_blocks:
-            wanted = min(slot // self._block_size + 1 + self._num_ahead, self._num_blocks)
+            highest = max(slots.tolist()) // self._block_size
+            wanted = min(highest + 1 + self._num_ahead, self._num_blocks)
             self._num_wanted = max(self._num_wanted, wanted)
 
     def take(self) -> bool:

@@ -3,7 +3,10 @@
 import ctypes
 from ctypes import POINTER, c_char_p, c_float, c_int, c_int32, c_int64, c_void_p
 from dataclasses import dataclass
-from typing import Any, ClassVar, Final
+from itertools import accumulate
+from typing import Any, ClassVar, Final, Self
+
+import numpy as np
 
 from kernels.cpu.errors import UnsupportedInstructionSet
 from kernels.cpu.instruction_set import (
@@ -17,6 +20,7 @@ from kernels.cpu.library_cache import (
     library_target,
     probe_target,
 )
+from kernels.ragged_batch import RaggedBatch
 
 
 class Buffer(ctypes.Structure):
@@ -82,6 +86,22 @@ class Batch(ctypes.Structure):
         ("slot_mapping", c_void_p),
         ("logits_index", c_void_p),
     ]
+    _ARRAYS: ClassVar = [field[0] for field in _fields_ if field[1] is c_void_p]
+
+    @classmethod
+    def of(cls, batch: RaggedBatch) -> Self:
+        """A batch on copies of the arrays, which live as long as it does.
+
+        They share one array: to ask one for its address takes longer than to copy it.
+        """
+        counts = (batch.num_tokens, batch.num_seqs, batch.block_tables.shape[1])
+        arrays = [getattr(batch, name) for name in cls._ARRAYS]
+        copies = np.concatenate([array.ravel() for array in arrays])
+        assert copies.dtype == np.int32
+        begins = accumulate((array.nbytes for array in arrays[:-1]), initial=copies.ctypes.data)
+        made = cls(*counts, len(batch.logits_index), *begins)
+        made._copies = copies
+        return made
 
 
 class Randomness(ctypes.Structure):

@@ -10,6 +10,7 @@ import queue
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final, TypeAlias
 
@@ -58,6 +59,10 @@ class DeviceThread:
     async def run(self, engine: Engine, deliver: Callable[[Outcome], None]) -> None:
         """Run plans until `stop`.
 
+        An outcome waits until the next plan, if there is one, is ready to compute: the event loop
+        needs the interpreter to send it, and would keep the thread from it just when the device has
+        nothing to do.
+
         Args:
             deliver: called in the event loop with each plan's outcome, in order.
 
@@ -71,18 +76,31 @@ class DeviceThread:
                 self._num_pending -= 1
                 deliver(outcome)
 
+        waiting: list[tuple[int, Outcome]] = []  # at most one
+
+        def hand_over() -> None:
+            while waiting:
+                loop.call_soon_threadsafe(finished, *waiting.pop())
+
         def work() -> None:
-            while (item := self._next(engine)) is not None:
+            while (item := self._next(engine, hand_over)) is not None:
                 epoch, task = item
                 if isinstance(task, _Reset):
                     engine.reset()
                 elif epoch == self._epoch:
-                    loop.call_soon_threadsafe(finished, epoch, engine.step(task))
+                    outcome = engine.step(task, hand_over)
+                    hand_over()  # a plan that was refused has not got so far
+                    waiting.append((epoch, outcome))
 
         await loop.run_in_executor(self._executor, work)
 
-    def _next(self, engine: Engine) -> tuple[int, StepPlan | _Reset] | None:
+    def _next(
+        self, engine: Engine, hand_over: Callable[[], None]
+    ) -> tuple[int, StepPlan | _Reset] | None:
         """What to do next, in the thread; if that takes a while, memory is made ready meanwhile."""
+        with suppress(queue.Empty):
+            return self._work.get_nowait()
+        hand_over()
         try:
             return self._work.get(timeout=QUIET_S)
         except queue.Empty:

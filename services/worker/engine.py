@@ -107,8 +107,15 @@ class Engine:
         """Sequences announced and not dropped."""
         return len(self._table)
 
-    def step(self, plan: StepPlan) -> StepResult | StepRejected:
-        """Run one plan; plans come in the order of their ids."""
+    def step(
+        self, plan: StepPlan, before_computing: Callable[[], None] = lambda: None
+    ) -> StepResult | StepRejected:
+        """Run one plan; plans come in the order of their ids.
+
+        Args:
+            before_computing: called when the device is about to begin, so that others who need the
+                interpreter are let in only then; not called for a plan that is refused.
+        """
         began = time.perf_counter_ns()
         try:
             sequences = self._table.apply(plan)
@@ -117,7 +124,7 @@ class Engine:
         sampling = [
             sequence for chunk, sequence in zip(plan.chunks, sequences, strict=True) if chunk.sample
         ]
-        sampled = self._forward(plan.chunks, sequences, sampling)
+        sampled = self._forward(plan.chunks, sequences, sampling, before_computing)
         self._table.finish(plan.chunks, [s.token_id for s in sampled])
         messages = [
             s.message(sequence.sequence_id) for s, sequence in zip(sampled, sampling, strict=True)
@@ -146,10 +153,13 @@ class Engine:
         chunks: tuple[Chunk, ...],
         sequences: list[SequenceState],
         sampling: list[SequenceState],
+        before_computing: Callable[[], None],
     ) -> list[Sampled]:
         if not chunks:
             return []
-        logits = self._backend.run(build_batch(chunks, sequences, self._block_size))
+        batch = build_batch(chunks, sequences, self._block_size)
+        before_computing()
+        logits = self._backend.run(batch)
         return sample(logits, sampling, self._backend.sampler)
 
     def _num_kv_blocks(

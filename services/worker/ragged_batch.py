@@ -1,11 +1,13 @@
 """From a plan's chunks to the arrays that a backend runs on."""
 
 from collections.abc import Sequence
+from itertools import accumulate
+from operator import add
 
 import numpy as np
 
 from common.messages import Chunk
-from kernels.ragged_batch import RaggedBatch
+from kernels.ragged_batch import Int32Array, RaggedBatch
 from services.worker.sequence_table import SequenceState
 
 
@@ -21,32 +23,36 @@ def build_batch(
     Returns:
         Sequences in the order of the chunks; see `kernels.ragged_batch` for an example.
     """
-    begins = np.array([chunk.num_computed_tokens for chunk in chunks], np.int32)
-    counts = np.array([chunk.num_tokens for chunk in chunks], np.int32)
-    cu_seqlens_q = np.concatenate([[0], counts.cumsum()]).astype(np.int32)
-    kv_lens = begins + counts
+    begins = [chunk.num_computed_tokens for chunk in chunks]
+    counts = [chunk.num_tokens for chunk in chunks]
+    ends = list(map(add, begins, counts))
+    cu_seqlens_q = np.array([0, *accumulate(counts)], np.int32)
     owners = np.arange(len(chunks)).repeat(counts)  # of each token: which sequence
-    positions = np.arange(cu_seqlens_q[-1], dtype=np.int32) + (begins - cu_seqlens_q[:-1])[owners]
+    positions = np.concatenate(list(map(_range, begins, ends)))
     block_tables = _stack([sequence.block_ids.view for sequence in sequences])
-    slots = block_tables[owners, positions // block_size] * block_size + positions % block_size
-    ends = kv_lens.tolist()
+    blocks = block_tables[owners, positions // block_size]
+    samplers = [index for index, chunk in enumerate(chunks) if chunk.sample]
     return RaggedBatch(
         token_ids=np.concatenate(
             [
-                sequence.token_ids.view[chunk.num_computed_tokens : end]
-                for chunk, sequence, end in zip(chunks, sequences, ends, strict=True)
+                sequence.token_ids.view[begin:end]
+                for sequence, begin, end in zip(sequences, begins, ends, strict=True)
             ]
         ),
         positions=positions,
         cu_seqlens_q=cu_seqlens_q,
-        kv_lens=kv_lens,
+        kv_lens=np.array(ends, np.int32),
         block_tables=block_tables,
-        slot_mapping=slots,
-        logits_index=(cu_seqlens_q[1:] - 1)[[chunk.sample for chunk in chunks]],
+        slot_mapping=blocks * block_size + positions % block_size,
+        logits_index=cu_seqlens_q[1:][samplers] - 1,
     )
 
 
-def _stack(tables: list[np.ndarray]) -> np.ndarray:
+def _range(begin: int, end: int) -> Int32Array:
+    return np.arange(begin, end, dtype=np.int32)
+
+
+def _stack(tables: list[Int32Array]) -> Int32Array:
     """Block tables as one matrix, padded with block 0 (which is then not read)."""
     matrix = np.zeros((len(tables), max(map(len, tables))), np.int32)
     for row, table in zip(matrix, tables, strict=True):

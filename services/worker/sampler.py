@@ -52,6 +52,8 @@ def sample(
     if not sequences:
         return []
     token_ids, faults = _best(logits, sampler, _NOT_FINITE)
+    if not faults and all(map(_takes_the_best, sequences)):
+        return list(map(Sampled, token_ids.tolist()))
     usable = [row for row in range(len(sequences)) if row not in faults]
     edited = [row for row in usable if _is_edited(sequences[row])]
     if edited:
@@ -75,8 +77,10 @@ def _best(
     A row's maximum is NaN if one logit is, and infinite if one is or all are minus infinity.
     """
     token_ids, largest = sampler.argmax(logits)
-    bad = np.flatnonzero(~np.isfinite(largest)).tolist()
-    return token_ids, dict.fromkeys(bad, fault)
+    is_finite = np.isfinite(largest)
+    if is_finite.all():
+        return token_ids, {}
+    return token_ids, dict.fromkeys(np.flatnonzero(~is_finite).tolist(), fault)
 
 
 def _draw(
@@ -91,6 +95,12 @@ def _draw(
     if drawn:
         randomness = _randomness([sequences[row] for row in drawn], logits.shape[1])
         token_ids[drawn] = sampler.sample(logits, np.array(drawn, np.int64), randomness)
+
+
+def _takes_the_best(sequence: SequenceState) -> bool:
+    """Whether the largest logit is all that it asks for."""
+    params = sequence.sampling
+    return _is_greedy(params) and params.logprobs is None and not _is_edited(sequence)
 
 
 def _is_greedy(params: SamplingParams) -> bool:

@@ -244,21 +244,32 @@ struct pool *sf_threads(const sf_model *model) { return model->threads; }
 /* ── weights ───────────────────────────────────────────────────────────────────────────────── */
 
 typedef struct {
+    item_board *items;
     const matrix *matrix;
     const void *weights;
 } packing;
 
-static void pack_in_thread(void *context, int thread) {
+/* An item is a share, in the queue of its thread: who writes it first decides which memory it gets. */
+static void pack_shares(void *context, int thread) {
     const packing *p = context;
-    pack_share(p->matrix, p->weights, thread);
+    walker w = walk_from_start(p->items, thread);
+    item i;
+    begin_dealt_phase(&w, num_walkers(&w));
+    while (take_item(&w, &i)) {
+        if (!may_store(&w, i)) continue;
+        pack_share(p->matrix, p->weights, i.queue);
+        item_done(&w, i);
+    }
+    if (thread == 0) end_step(&w);
 }
 
 int32_t sf_set_weight(sf_model *model, int32_t op, int32_t part, const void *weights) {
     if (op < 0 || op >= model->num_ops || part < 0 || part >= model->ops[op].num_matrices) {
         return fail("op %d has no matrix %d", op, part);
     }
-    packing p = {&model->ops[op].matrices[part], weights};
-    pool_run(model->threads, pack_in_thread, &p);
+    if (begin_step(model->items, 1) != 0) return fail("out of memory for items");
+    packing p = {model->items, &model->ops[op].matrices[part], weights};
+    pool_run(model->threads, pack_shares, &p);
     model->num_missing_weights--;
     return 0;
 }

@@ -10,7 +10,7 @@
 
 #include "waiting.h"
 
-/* A number that changes, and threads that wait for its next change. On a line of its own. */
+/* A number that grows, and threads that wait for it to. On a line of its own. */
 typedef struct {
     _Alignas(64) atomic_uint value;
     sleepers sleepers;
@@ -27,38 +27,40 @@ struct pool {
     void *context;
     pthread_t *threads; /* [num_threads - 1] */
     member *members;
-    signal_point start, gate;
-    _Alignas(64) atomic_int num_arrived;
+    signal_point run;    /* odd: members may come in; then even again */
+    signal_point inside; /* minus the members that are */
 };
 
-static inline bool has_changed(signal_point *point, unsigned old) {
-    return atomic_load_explicit(&point->value, memory_order_acquire) != old;
+static inline bool has_reached(signal_point *point, unsigned wanted) {
+    unsigned value = atomic_load_explicit(&point->value, memory_order_acquire);
+    return (int)(value - wanted) >= 0;
 }
 
 /* Look, then sleep: whoever looks on keeps others off the core, and may keep off whom it waits for. */
-static void await_change(signal_point *point, unsigned old, int num_looks) {
+static void await(signal_point *point, unsigned wanted, int num_looks) {
     for (int i = 0; i < num_looks; i++) {
-        if (has_changed(point, old)) return;
+        if (has_reached(point, wanted)) return;
         relax();
     }
-    sleep_until(&point->sleepers, &point->value, old + 1);
+    sleep_until(&point->sleepers, &point->value, wanted);
 }
 
-static void change(signal_point *point) {
+static void raise_by_one(signal_point *point) {
     atomic_fetch_add(&point->value, 1);
     wake_sleepers(&point->sleepers);
 }
 
-/* Wait until all threads are here. What any of them wrote before, all see after. */
-static void meet(pool *p) {
-    if (p->num_threads == 1) return;
-    unsigned old = atomic_load_explicit(&p->gate.value, memory_order_relaxed);
-    if (atomic_fetch_add(&p->num_arrived, 1) + 1 < p->num_threads) {
-        await_change(&p->gate, old, p->num_looks);
-        return;
-    }
-    atomic_store_explicit(&p->num_arrived, 0, memory_order_relaxed);
-    change(&p->gate);
+/* A member says that it is inside before it looks whether the run goes on, and the caller ends the
+ * run before it looks who is inside: so one of them sees the other. */
+static bool enter(pool *p, unsigned run) {
+    atomic_fetch_sub(&p->inside.value, 1);
+    return atomic_load(&p->run.value) == run;
+}
+
+/* What those inside have written, all see after. */
+static void end_run(pool *p) {
+    atomic_fetch_add(&p->run.value, 1);
+    await(&p->inside, 0, p->num_looks);
 }
 
 /* A core of its own for each thread, where there are exactly as many. Two that share one take turns,
@@ -92,11 +94,13 @@ static void *run_member(void *argument) {
     pool *p = self->pool;
     cpu_set_t before;
     stay_on_core(self->thread, p->num_threads, &before);
-    for (unsigned seen = 0;; seen++) {
-        await_change(&p->start, seen, p->num_looks);
-        if (p->task == NULL) return NULL;
-        p->task(p->context, self->thread);
-        meet(p);
+    for (unsigned run = 1;; run += 2) {
+        await(&p->run, run, p->num_looks);
+        run = (atomic_load(&p->run.value) - 1) | 1; /* the last: some may have been missed */
+        bool is_on = enter(p, run);
+        if (is_on && p->task == NULL) return NULL;
+        if (is_on) p->task(p->context, self->thread);
+        raise_by_one(&p->inside);
     }
 }
 
@@ -113,7 +117,7 @@ static int start_member(pool *p, int thread) {
 
 static void end_members(pool *p, int num_started) {
     p->task = NULL;
-    change(&p->start);
+    raise_by_one(&p->run);
     for (int i = 0; i < num_started; i++) pthread_join(p->threads[i], NULL);
 }
 
@@ -123,8 +127,8 @@ pool *pool_create(int num_threads, int num_looks) {
     member *members = calloc((size_t)num_threads, sizeof *members);
     if (p == NULL || threads == NULL || members == NULL) goto out_of_memory;
     *p = (pool){.num_threads = num_threads, .num_looks = num_looks, .threads = threads, .members = members};
-    init_sleepers(&p->start.sleepers);
-    init_sleepers(&p->gate.sleepers);
+    init_sleepers(&p->run.sleepers);
+    init_sleepers(&p->inside.sleepers);
     for (int thread = 1; thread < num_threads; thread++) {
         if (start_member(p, thread) == 0) continue;
         end_members(p, thread - 1);
@@ -149,13 +153,17 @@ void pool_destroy(pool *p) {
 int pool_num_threads(const pool *p) { return p->num_threads; }
 
 void pool_run(pool *p, pool_task *task, void *context) {
+    if (p->num_threads == 1) {
+        task(context, 0);
+        return;
+    }
     /* The caller's thread is ours for the length of the task only: its children inherit its place. */
     cpu_set_t before;
     bool placed = stay_on_core(0, p->num_threads, &before);
     p->task = task;
     p->context = context;
-    if (p->num_threads > 1) change(&p->start);
+    raise_by_one(&p->run);
     task(context, 0);
-    meet(p);
+    end_run(p);
     if (placed) leave_core(&before);
 }

@@ -12,6 +12,7 @@ import torch
 from kernels.cpu.backend import CpuBackend
 from kernels.cpu.kv_memory import AHEAD_BYTES, PIECE_BYTES, KvMemory
 from kernels.cpu.library import CpuLibrary
+from kernels.ragged_batch import Int32Array
 from tests.support.arrays import run, to_arrays
 from tests.support.programs import Cache, every_op, random_weights
 
@@ -30,6 +31,10 @@ def a_memory(populate: Callable[[int, int, int], bool], num_blocks: int) -> KvMe
         block_size=BLOCK_SIZE,
         block_bytes=BLOCK_BYTES,
     )
+
+
+def slots(*values: int) -> Int32Array:
+    return np.array(values, np.int32)
 
 
 class Taken:
@@ -52,7 +57,7 @@ class Taken:
 def test_so_much_is_taken_ahead_of_what_is_written_and_each_block_once() -> None:
     taken = Taken(10 * NUM_AHEAD)
     for block in (0, 5, 3, 2 * NUM_AHEAD):
-        taken.memory.written(block * BLOCK_SIZE + 7)
+        taken.memory.written(slots(3, block * BLOCK_SIZE + 7))
         taken.take_all()
 
     num_taken = int(taken.blocks[0].sum())
@@ -64,7 +69,7 @@ def test_so_much_is_taken_ahead_of_what_is_written_and_each_block_once() -> None
 def test_a_small_cache_is_taken_whole_and_no_more() -> None:
     taken = Taken(7)
     taken.take_all()
-    taken.memory.written(6 * BLOCK_SIZE)
+    taken.memory.written(slots(6 * BLOCK_SIZE))
 
     assert not taken.memory.take()
     assert (taken.blocks == 1).all()
@@ -80,7 +85,7 @@ def test_where_the_system_cannot_it_is_not_asked_again() -> None:
     memory = a_memory(refuse, 1000)
     for block in (0, 500):
         assert not memory.take()
-        memory.written(block * BLOCK_SIZE)
+        memory.written(slots(block * BLOCK_SIZE, 0))
 
     assert asked == [0]
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import threading
+from collections.abc import Callable
 from typing import Any, cast
 
 import pytest
@@ -18,6 +19,9 @@ class StandInEngine:
         self.calls: list[int | str] = []
         self.go_on = threading.Semaphore(0)
         self.began = threading.Semaphore(0)
+        self.preparing = threading.Semaphore(0)
+        self.may_prepare = threading.Event()
+        self.may_prepare.set()
         self.num_pieces = 0  #: of memory, that are left to take
         self.taking = threading.Semaphore(0)
 
@@ -30,7 +34,10 @@ class StandInEngine:
         self.calls.append("memory")
         return self.num_pieces > 0
 
-    def step(self, plan: StepPlan) -> StepResult:
+    def step(self, plan: StepPlan, before_computing: Callable[[], None]) -> StepResult:
+        self.preparing.release()
+        assert self.may_prepare.wait(10)
+        before_computing()
         self.began.release()
         assert self.go_on.acquire(timeout=10)
         if plan.step_id < 0:
@@ -77,6 +84,27 @@ def test_plans_run_in_order_and_results_come_in_order() -> None:
 
             assert [await bench.outcome() for _ in range(3)] == [1, 2, 3]
             assert bench.thread.num_pending == 0
+
+    asyncio.run(scenario())
+
+
+def test_an_outcome_waits_until_the_next_plan_is_about_to_compute() -> None:
+    async def scenario() -> None:
+        async with Bench() as bench:
+            bench.thread.submit(StepPlan(1, ()))
+            bench.thread.submit(StepPlan(2, ()))
+            await bench.wait_for_step()
+            bench.engine.may_prepare.clear()
+            bench.engine.go_on.release()
+            for _ in range(2):
+                await asyncio.to_thread(bench.engine.preparing.acquire, timeout=10)
+            assert bench.engine.calls == [1]
+            assert bench.outcomes.empty()
+
+            bench.engine.may_prepare.set()
+            assert await bench.outcome() == 1  # 2 runs, and cannot end yet
+            bench.engine.go_on.release()
+            assert await bench.outcome() == 2
 
     asyncio.run(scenario())
 
