@@ -6,7 +6,7 @@ so it carries them in `splitfuse/_app`; only processes of our own ever have that
 
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from splitfuse import __file__ as _package_file
@@ -30,6 +30,12 @@ def use_app_tree() -> None:
 def python_command(module: str) -> list[str]:
     """Run `module` of ours in a new interpreter; -P keeps the working directory off its path."""
     return [sys.executable, "-P", "-m", module]
+
+
+def module_and_arguments(command: Sequence[str]) -> tuple[str, list[str]]:
+    """What a command that begins with `python_command` runs, and on what."""
+    module = len(python_command("")) - 1
+    return command[module], list(command[module + 1 :])
 
 
 def python_environment(environ: Mapping[str, str]) -> dict[str, str]:

@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import ctypes
 import os
 import signal
 import socket
@@ -13,19 +12,21 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Self
 
+from splitfuse.death_pact import death_pact
+from splitfuse.forked_service import Fork, ForkedProcess
 from splitfuse.mesh_plan import ServiceSpec
 
 TAIL_LINES = 20
 LONGEST_LINE_BYTES = 1 << 20
 SOCKET_MIN_AGE_S = 1.0  # a younger socket may belong to a service that is just binding it
 
-_PR_SET_PDEATHSIG = 1
-
 
 class ServiceProcess:
-    """A running service; make it with `start`."""
+    """A running service; make it with `start` or `adopt`."""
 
-    def __init__(self, spec: ServiceSpec, process: asyncio.subprocess.Process) -> None:
+    def __init__(
+        self, spec: ServiceSpec, process: asyncio.subprocess.Process | ForkedProcess
+    ) -> None:
         self.spec = spec
         self.tail: deque[str] = deque(maxlen=TAIL_LINES)  # its last lines, oldest first
         self.ended = asyncio.Event()  # set by `wait`
@@ -43,9 +44,14 @@ class ServiceProcess:
             stderr=asyncio.subprocess.STDOUT,
             limit=LONGEST_LINE_BYTES,
             start_new_session=True,
-            preexec_fn=_death_pact() if sys.platform == "linux" else None,
+            preexec_fn=death_pact() if sys.platform == "linux" else None,
         )
         return cls(spec, process)
+
+    @classmethod
+    async def adopt(cls, spec: ServiceSpec, fork: Fork) -> Self:
+        """Take over one that was forked before there was an event loop."""
+        return cls(spec, await ForkedProcess.adopt(fork, LONGEST_LINE_BYTES))
 
     @property
     def uptime_s(self) -> float:
@@ -82,19 +88,6 @@ class ServiceProcess:
                     os.killpg(self._process.pid, number)
                 else:
                     self._process.send_signal(number)
-
-
-def _death_pact() -> Callable[[], None]:
-    """For the child to run before exec: the kernel kills it when we die, even by kill -9."""
-    prctl = ctypes.CDLL(None).prctl  # looked up here: between fork and exec nothing may be loaded
-    parent = os.getpid()
-
-    def promise() -> None:
-        prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-        if os.getppid() != parent:  # died in between
-            os._exit(1)
-
-    return promise
 
 
 def remove_dead_sockets(directory: Path) -> None:

@@ -10,8 +10,9 @@ import time
 from pathlib import Path
 
 from common.errors import StartupError
+from splitfuse.forked_service import Fork, can_fork, fork_service, preload
 from splitfuse.local_server import local_url
-from splitfuse.mesh_plan import API_KEY_VARIABLE, Place, plan_mesh
+from splitfuse.mesh_plan import API_KEY_VARIABLE, Place, ServiceSpec, plan_mesh
 from splitfuse.models import resolve_model
 from splitfuse.options import ServeConfig
 from splitfuse.run_directory import Serving, run_directory, write_note
@@ -35,13 +36,15 @@ def serve(config: ServeConfig, terminal: Terminal) -> None:
         for path in sockets:
             path.mkdir()
         urls = [local_url(config.host, port) for port in ports]
+        specs = plan_mesh(config, place, os.environ, os.cpu_count() or 1)
         supervisor = Supervisor(
-            plan_mesh(config, place, os.environ, os.cpu_count() or 1),
+            specs,
             sockets=sockets,
             ready_urls=[f"{url}/health/ready" for url in urls],
             uds=config.uds,
             drain_s=config.shutdown_timeout_s,
             terminal=terminal,
+            forks=_fork(specs),
         )
 
         def on_ready() -> None:
@@ -53,6 +56,13 @@ def serve(config: ServeConfig, terminal: Terminal) -> None:
                 terminal.say(_usage(config, place, urls[0]), "")
 
         asyncio.run(supervisor.run(on_ready, until_stdin_closes=config.until_stdin_closes))
+
+
+def _fork(specs: list[ServiceSpec]) -> dict[str, Fork]:
+    if not can_fork():
+        return {}
+    preload()
+    return {spec.name: fork_service(spec) for spec in specs}
 
 
 def free_ports(config: ServeConfig) -> tuple[int, ...]:

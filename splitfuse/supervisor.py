@@ -10,13 +10,15 @@ import os
 import signal
 import sys
 import time
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 import httpx
 
 from common.config import EXIT_CONFIG
 from common.errors import ConfigError, SplitfuseError, StartupError
+from splitfuse.forked_service import Fork
 from splitfuse.mesh_plan import ServiceSpec
 from splitfuse.restart_policy import GiveUp, Restart, RestartPolicy, describe_exit
 from splitfuse.service_process import ServiceProcess, remove_dead_sockets
@@ -34,6 +36,7 @@ class Supervisor:
         ready_urls: /health/ready of each gateway.
         uds: the unix socket behind those URLs, if they are no TCP ports.
         drain_s: what the services were told as their time to finish requests.
+        forks: services that were started already, by name.
     """
 
     def __init__(
@@ -45,6 +48,7 @@ class Supervisor:
         uds: Path | None,
         drain_s: float,
         terminal: Terminal,
+        forks: Mapping[str, Fork] = MappingProxyType({}),
     ) -> None:
         self._specs = list(specs)
         self._sockets = list(sockets)
@@ -52,6 +56,7 @@ class Supervisor:
         self._uds = uds
         self._drain_s = drain_s
         self._terminal = terminal
+        self._forks = dict(forks)
         self._running: dict[str, ServiceProcess] = {}
         self._was_ready = False
         self._stopping = asyncio.Event()
@@ -107,7 +112,7 @@ class Supervisor:
         """Keep one service running until the mesh stops."""
         policy = RestartPolicy()
         while not self._stopping.is_set():
-            service = await ServiceProcess.start(spec)
+            service = await self._start(spec)
             self._running[spec.name] = service
             if self._stopping.is_set():
                 service.kill()
@@ -127,6 +132,11 @@ class Supervisor:
                     )
                     with contextlib.suppress(TimeoutError):
                         await asyncio.wait_for(self._stopping.wait(), delay_s)
+
+    async def _start(self, spec: ServiceSpec) -> ServiceProcess:
+        if (fork := self._forks.pop(spec.name, None)) is not None:
+            return await ServiceProcess.adopt(spec, fork)
+        return await ServiceProcess.start(spec)
 
     def _fail(self, service: ServiceProcess, verdict: GiveUp) -> None:
         last_words = service.tail[-1] if service.tail else "it said nothing"

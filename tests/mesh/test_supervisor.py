@@ -31,7 +31,7 @@ def runtime() -> Iterator[Path]:
 
 def test_the_line_that_it_prints_works_when_pasted(runtime: Path, tiny_model: Path) -> None:
     with Serve(runtime, str(tiny_model), "--port", "0", *WORKER) as serve:
-        serve.wait_ready()
+        serve.wait_for_output("Stop:")
         (line,) = (x for x in serve.output.splitlines() if x.startswith("Try:"))
 
         pasted = subprocess.run(

@@ -100,11 +100,11 @@ class Serve:
 
     def is_running(self, kind: str) -> bool:
         """Whether there is a process of this kind; one that was killed is not."""
-        return any(f"services.{kind}" in p.cmdline() for p in self.services())
+        return any(_is_of(kind, process) for process in self.services())
 
     def service(self, kind: str) -> psutil.Process:
         """The only process of this kind."""
-        (found,) = (p for p in self.services() if f"services.{kind}" in p.cmdline())
+        (found,) = (process for process in self.services() if _is_of(kind, process))
         return found
 
     def signal(self, number: int) -> None:
@@ -118,6 +118,11 @@ class Serve:
         """Ctrl-C, then its exit code."""
         self.signal(signal.SIGINT)
         return self.wait()
+
+
+def _is_of(kind: str, process: psutil.Process) -> bool:
+    """By what `ps` shows: a fork's command is one text."""
+    return f"services.{kind} " in " ".join(process.cmdline())
 
 
 def complete(url: str, prompt: str = "The scheduler", max_tokens: int = 5) -> str:

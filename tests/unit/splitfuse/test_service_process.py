@@ -5,10 +5,8 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
-import psutil
 import pytest
 
 from splitfuse.app_tree import python_environment
@@ -20,6 +18,7 @@ from splitfuse.service_process import (
     ServiceProcess,
     remove_dead_sockets,
 )
+from tests.support.processes import is_running, wait_until
 
 
 def spec(code: str) -> ServiceSpec:
@@ -108,20 +107,6 @@ def test_it_dies_with_us_even_by_kill_9() -> None:
         supervisor.kill()
 
     wait_until(lambda: not is_running(service_pid))
-
-
-def is_running(pid: int) -> bool:
-    try:
-        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
-
-
-def wait_until(condition: Callable[[], bool], deadline_s: float = 30) -> None:
-    end = time.monotonic() + deadline_s
-    while not condition():
-        assert time.monotonic() < end, "not in time"
-        time.sleep(0.01)
 
 
 def make_socket(path: Path, *, age_s: float) -> socket.socket:
