@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.mesh import wait_until
 from tests.support.serve_process import Serve, complete, runtime_dir
 
 pytestmark = pytest.mark.mesh
@@ -70,18 +71,34 @@ def test_the_wheel_claims_one_name_and_carries_the_whole_tree(wheel: Path) -> No
     assert carried == sources
 
 
-def test_an_installed_wheel_serves(runtime: Path, clean_python: Path, tiny_model: Path) -> None:
-    command = (str(clean_python.with_name("splitfuse")),)
+def serve_from(python: Path, runtime: Path, model: Path) -> Serve:
+    command = (str(python.with_name("splitfuse")),)
     flags = ("--port", "0", "--device", "cpu", "--cpu-threads", "1", "--kv-cache-memory", "8MiB")
-    with Serve(
-        runtime, str(tiny_model), *flags, command=command, environ={"PYTHONPATH": ""}
-    ) as serve:
+    return Serve(runtime, str(model), *flags, command=command, environ={"PYTHONPATH": ""})
+
+
+def test_an_installed_wheel_serves(runtime: Path, clean_python: Path, tiny_model: Path) -> None:
+    with serve_from(clean_python, runtime, tiny_model) as serve:
         serve.wait_ready()
         assert complete(serve.url)
-        for service in serve.services():
-            assert "/_app" in service.environ()["PYTHONPATH"]
-            assert str(ROOT) not in service.environ()["PYTHONPATH"].split(os.pathsep)
         assert serve.stop() == 0
+
+
+def test_a_service_of_the_wheel_that_is_started_again_finds_its_tree(
+    runtime: Path, clean_python: Path, tiny_model: Path
+) -> None:
+    with serve_from(clean_python, runtime, tiny_model) as serve:
+        serve.wait_ready()
+        serve.service("scheduler").kill()
+
+        def is_ready_again() -> bool:
+            lines = serve.output.splitlines()
+            return sum("scheduler-0 " in line and "] ready " in line for line in lines) == 2
+
+        wait_until(is_ready_again, "another scheduler is ready")
+        paths = serve.service("scheduler").environ()["PYTHONPATH"].split(os.pathsep)
+        assert paths[0].endswith("/_app")
+        assert str(ROOT) not in paths
 
 
 def test_a_script_that_uses_the_wheel_sees_none_of_its_inner_names(clean_python: Path) -> None:
