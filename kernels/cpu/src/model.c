@@ -249,17 +249,16 @@ typedef struct {
     const void *weights;
 } packing;
 
-/* An item is a share, in the queue of its thread: who writes it first decides which memory it gets. */
+static void pack_some(void *context, row_range shares) {
+    const packing *p = context;
+    for (int32_t i = shares.begin; i < shares.end; i++) pack_share(p->matrix, p->weights, i);
+}
+
+/* Shares are dealt to their own threads: who writes one first decides which memory it gets. */
 static void pack_shares(void *context, int thread) {
     const packing *p = context;
     walker w = walk_from_start(p->items, thread);
-    item i;
-    begin_dealt_phase(&w, num_walkers(&w));
-    while (take_item(&w, &i)) {
-        if (!may_store(&w, i)) continue;
-        pack_share(p->matrix, p->weights, i.queue);
-        item_done(&w, i);
-    }
+    for_rows(&w, num_walkers(&w), pack_some, context);
     if (thread == 0) end_step(&w);
 }
 

@@ -10,7 +10,7 @@
 
 #include "waiting.h"
 
-/* A number that grows, and threads that wait for it to. On a line of its own. */
+/* A number, and threads that wait until it has reached another. On a line of its own. */
 typedef struct {
     _Alignas(64) atomic_uint value;
     sleepers sleepers;
@@ -31,15 +31,11 @@ struct pool {
     signal_point inside; /* minus the members that are */
 };
 
-static inline bool has_reached(signal_point *point, unsigned wanted) {
-    unsigned value = atomic_load_explicit(&point->value, memory_order_acquire);
-    return (int)(value - wanted) >= 0;
-}
-
 /* Look, then sleep: whoever looks on keeps others off the core, and may keep off whom it waits for. */
 static void await(signal_point *point, unsigned wanted, int num_looks) {
     for (int i = 0; i < num_looks; i++) {
-        if (has_reached(point, wanted)) return;
+        unsigned value = atomic_load_explicit(&point->value, memory_order_acquire);
+        if (has_reached(value, wanted)) return;
         relax();
     }
     sleep_until(&point->sleepers, &point->value, wanted);
@@ -145,6 +141,8 @@ out_of_memory:
 void pool_destroy(pool *p) {
     if (p == NULL) return;
     end_members(p, p->num_threads - 1);
+    destroy_sleepers(&p->run.sleepers);
+    destroy_sleepers(&p->inside.sleepers);
     free(p->threads);
     free(p->members);
     free(p);

@@ -1,7 +1,5 @@
 #include "waiting.h"
 
-#include <stdint.h>
-
 void init_sleepers(sleepers *s) {
     atomic_init(&s->count, 0);
     pthread_mutex_init(&s->mutex, NULL);
@@ -17,7 +15,7 @@ void destroy_sleepers(sleepers *s) {
 void sleep_until(sleepers *s, const atomic_uint *value, unsigned wanted) {
     pthread_mutex_lock(&s->mutex);
     atomic_fetch_add(&s->count, 1);
-    while ((int32_t)(atomic_load(value) - wanted) < 0) pthread_cond_wait(&s->woken, &s->mutex);
+    while (!has_reached(atomic_load(value), wanted)) pthread_cond_wait(&s->woken, &s->mutex);
     atomic_fetch_sub(&s->count, 1);
     pthread_mutex_unlock(&s->mutex);
 }

@@ -4,6 +4,8 @@
 
 #include <pthread.h>
 #include <stdatomic.h>
+#include <stdbool.h>
+#include <stdint.h>
 
 /* Threads that sleep until numbers of theirs are reached. */
 typedef struct {
@@ -17,7 +19,12 @@ void init_sleepers(sleepers *s);
 /* Nobody sleeps any more. */
 void destroy_sleepers(sleepers *s);
 
-/* Until `value` is `wanted` or less than 2^31 beyond; it may wrap around. */
+/* Whether a number is `wanted` or less than 2^31 beyond; it may wrap around. */
+static inline bool has_reached(unsigned value, unsigned wanted) {
+    return (int32_t)(value - wanted) >= 0;
+}
+
+/* Until `value` has reached `wanted`. */
 void sleep_until(sleepers *s, const atomic_uint *value, unsigned wanted);
 
 /* After a number was raised, by a sequentially consistent operation. */
