@@ -89,7 +89,7 @@ class DeviceThread:
                     engine.reset()
                 elif epoch == self._epoch:
                     outcome = engine.step(task, hand_over)
-                    hand_over()  # a plan that was refused has not got so far
+                    hand_over()  # a plan that was refused, or is empty, has not got so far
                     waiting.append((epoch, outcome))
 
         await loop.run_in_executor(self._executor, work)

@@ -114,7 +114,7 @@ class Engine:
 
         Args:
             before_computing: called when the device is about to begin, so that others who need the
-                interpreter are let in only then; not called for a plan that is refused.
+                interpreter are let in only then; not called for a plan with nothing to compute.
         """
         began = time.perf_counter_ns()
         try:

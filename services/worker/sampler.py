@@ -77,10 +77,8 @@ def _best(
     A row's maximum is NaN if one logit is, and infinite if one is or all are minus infinity.
     """
     token_ids, largest = sampler.argmax(logits)
-    is_finite = np.isfinite(largest)
-    if is_finite.all():
-        return token_ids, {}
-    return token_ids, dict.fromkeys(np.flatnonzero(~is_finite).tolist(), fault)
+    bad = np.flatnonzero(~np.isfinite(largest)).tolist()
+    return token_ids, dict.fromkeys(bad, fault)
 
 
 def _draw(

@@ -300,6 +300,19 @@ def test_step_time_is_measured(pair: Pair) -> None:
     assert 0 < result.step_ns <= time.perf_counter_ns() - began
 
 
+def test_others_are_let_in_once_and_only_before_something_is_computed(pair: Pair) -> None:
+    engine, _ = pair
+    planner = Planner(engine)
+    sequence = planner.sequence(random_prompt(6), [0, 1, 2])
+    calls: list[str] = []
+
+    engine.step(planner.plan((sequence, 6)), lambda: calls.append("step"))
+    engine.step(StepPlan(90, ()), lambda: calls.append("empty"))
+    engine.step(StepPlan(91, (Chunk(99, 0, 1, b"", sample=True),)), lambda: calls.append("refused"))
+
+    assert calls == ["step"]
+
+
 def test_join_says_what_the_worker_can_do(
     tiny_llama: tuple[Path, PreTrainedModel], options: WorkerOptions
 ) -> None:
