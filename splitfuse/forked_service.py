@@ -15,7 +15,7 @@ import runpy
 import signal
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Self
@@ -38,15 +38,18 @@ class Fork:
     output: int  # a descriptor, ours to close
 
 
-def can_fork() -> bool:
-    """Whether this is Linux and nothing here runs in another thread: a fork would cut it short."""
-    if sys.platform != "linux" or not _has_pidfd():
-        return False
-    return len(os.listdir(_TASKS)) == 1
+def fork_services(specs: Iterable[ServiceSpec]) -> dict[str, Fork]:
+    """Start services, before there is an event loop; by name. None where we must not fork."""
+    if not _has_pidfd():
+        return {}
+    _preload()
+    return {spec.name: fork_service(spec) for spec in specs} if has_one_thread() else {}
 
 
 def _has_pidfd() -> bool:
-    """Whether the kernel tells by a descriptor when a process ends; since 5.3, where it may."""
+    """Whether the kernel tells by a descriptor when a process ends: Linux since 5.3, if allowed."""
+    if sys.platform != "linux":
+        return False
     try:
         os.close(os.pidfd_open(os.getpid()))
     except OSError:
@@ -54,8 +57,13 @@ def _has_pidfd() -> bool:
     return True
 
 
-def preload() -> None:
-    """Import what every service does, and nothing that starts threads or reads the environment."""
+def has_one_thread() -> bool:
+    """Whether nothing here runs in another thread, which a fork would cut short. Linux only."""
+    return len(os.listdir(_TASKS)) == 1
+
+
+def _preload() -> None:
+    """Import what every service does, and nothing that reads the environment."""
     import common.lifecycle
     import common.transport  # noqa: F401
 
@@ -156,7 +164,7 @@ def _leave_parent(output: int) -> None:
 
 
 def _exit_code(end: SystemExit) -> int:
-    if isinstance(end.code, str):
-        print(end.code, file=sys.stderr)
-        return 1
-    return end.code or 0
+    if end.code is None or isinstance(end.code, int):
+        return end.code or 0
+    print(end.code, file=sys.stderr)
+    return 1

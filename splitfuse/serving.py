@@ -10,9 +10,9 @@ import time
 from pathlib import Path
 
 from common.errors import StartupError
-from splitfuse.forked_service import Fork, can_fork, fork_service, preload
+from splitfuse.forked_service import fork_services
 from splitfuse.local_server import local_url
-from splitfuse.mesh_plan import API_KEY_VARIABLE, Place, ServiceSpec, plan_mesh
+from splitfuse.mesh_plan import API_KEY_VARIABLE, Place, plan_mesh
 from splitfuse.models import resolve_model
 from splitfuse.options import ServeConfig
 from splitfuse.run_directory import Serving, run_directory, write_note
@@ -44,7 +44,7 @@ def serve(config: ServeConfig, terminal: Terminal) -> None:
             uds=config.uds,
             drain_s=config.shutdown_timeout_s,
             terminal=terminal,
-            forks=_fork(specs),
+            forks=fork_services(specs),
         )
 
         def on_ready() -> None:
@@ -56,13 +56,6 @@ def serve(config: ServeConfig, terminal: Terminal) -> None:
                 terminal.say(_usage(config, place, urls[0]), "")
 
         asyncio.run(supervisor.run(on_ready, until_stdin_closes=config.until_stdin_closes))
-
-
-def _fork(specs: list[ServiceSpec]) -> dict[str, Fork]:
-    if not can_fork():
-        return {}
-    preload()
-    return {spec.name: fork_service(spec) for spec in specs}
 
 
 def free_ports(config: ServeConfig) -> tuple[int, ...]:

@@ -18,6 +18,7 @@ import splitfuse
 from splitfuse.app_tree import python_environment
 from tests.support.free_port import free_port
 from tests.support.mesh import wait_until
+from tests.support.processes import run_script
 from tests.support.serve_process import runtime_dir
 
 pytestmark = pytest.mark.mesh
@@ -196,13 +197,7 @@ def test_a_script_that_forgets_to_destroy_still_ends_cleanly(
         "print(len(pipe(['a', 'b'], max_new_tokens=3)))"
     )
 
-    script = subprocess.run(
-        [sys.executable, "-c", code],
-        env=python_environment(os.environ),
-        capture_output=True,
-        text=True,
-        check=True,
-    )
+    script = run_script(code)
 
     assert script.stdout == "2\n"
     assert below(runtime) == before
@@ -215,13 +210,7 @@ def test_a_served_model_outlives_its_script_until_any_client_ends_it(tiny_model:
         f"client = splitfuse.serve({str(tiny_model)!r}, port={port}, api_key='k', **{OPTIONS})\n"
         "print(client('a', max_new_tokens=3)[0].generated_length)"
     )
-    script = subprocess.run(
-        [sys.executable, "-c", code],
-        env=python_environment(os.environ),
-        capture_output=True,
-        text=True,
-        check=True,
-    )
+    script = run_script(code)
     assert script.stdout == "3\n"
 
     with splitfuse.client(f"http://127.0.0.1:{port}", api_key="k") as client:

@@ -1,20 +1,28 @@
-"""Processes that a test has started, and waiting for what becomes of them."""
+"""Processes that a test has started."""
 
-import time
-from collections.abc import Callable
+import os
+import subprocess
+import sys
 
 import psutil
 
+from splitfuse.app_tree import python_environment
+
 
 def is_running(pid: int) -> bool:
+    """Whether it has not ended, also where nobody has asked for its exit code yet."""
     try:
         return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return False
 
 
-def wait_until(condition: Callable[[], bool], deadline_s: float = 30) -> None:
-    end = time.monotonic() + deadline_s
-    while not condition():
-        assert time.monotonic() < end, "not in time"
-        time.sleep(0.01)
+def run_script(code: str) -> subprocess.CompletedProcess[str]:
+    """Run code as a user's script; its output as text, an exit code but 0 raises."""
+    return subprocess.run(
+        [sys.executable, "-c", code],
+        env=python_environment(os.environ),
+        capture_output=True,
+        text=True,
+        check=True,
+    )

@@ -11,21 +11,21 @@ from typing import Any
 import pytest
 
 from splitfuse.app_tree import python_command, python_environment
-from tests.support.processes import is_running, wait_until
+from tests.support.mesh import wait_until
+from tests.support.processes import is_running, run_script
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="services are forked on Linux only")
 
 PARENT = """
-import asyncio, json, os, signal, sys, threading
-from splitfuse.forked_service import can_fork, fork_service
+import asyncio, json, os, sys
+from splitfuse.forked_service import fork_services
 from splitfuse.mesh_plan import ServiceSpec
 from splitfuse.service_process import ServiceProcess
 
-assert can_fork()
 kept_open = open(os.devnull)
 command, environ = json.loads(sys.argv[1])
 spec = ServiceSpec("worker", "worker-0", tuple(command), environ)
-fork = fork_service(spec)
+fork = fork_services([spec])["worker-0"]
 
 async def adopt():
     service = await ServiceProcess.adopt(spec, fork)
@@ -98,6 +98,7 @@ def test_it_has_no_files_signals_or_session_of_its_parent(tmp_path: Path) -> Non
     [
         ("raise SystemExit", ["exit code 0"]),
         ("raise SystemExit('no room')", ["no room", "exit code 1"]),
+        ("raise SystemExit(2.5)", ["2.5", "exit code 1"]),
         ("import os; os.kill(os.getpid(), 9)", [f"exit code {-signal.SIGKILL}"]),
     ],
 )
@@ -121,22 +122,17 @@ def test_it_dies_with_us_even_by_kill_9(tmp_path: Path) -> None:
         pid = int(parent.stdout.readline())
         parent.kill()
 
-    wait_until(lambda: not is_running(pid))
+    wait_until(lambda: not is_running(pid), "the service died")
 
 
 def test_a_process_with_other_threads_is_not_forked() -> None:
     code = (
-        "import threading; from splitfuse.forked_service import can_fork\n"
-        "print(can_fork())\n"
+        "import threading; from splitfuse.forked_service import fork_services, has_one_thread\n"
+        "from splitfuse.mesh_plan import ServiceSpec\n"
+        "print(has_one_thread())\n"
         "end = threading.Event(); threading.Thread(target=end.wait).start()\n"
-        "print(can_fork()); end.set()"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        env=python_environment(os.environ),
-        capture_output=True,
-        text=True,
-        check=True,
+        "print(has_one_thread())\n"
+        "print(fork_services([ServiceSpec('worker', 'worker-0', ('never', 'run'), {})])); end.set()"
     )
 
-    assert done.stdout.split() == ["True", "False"]
+    assert run_script(code).stdout.split() == ["True", "False", "{}"]

@@ -18,7 +18,8 @@ from splitfuse.service_process import (
     ServiceProcess,
     remove_dead_sockets,
 )
-from tests.support.processes import is_running, wait_until
+from tests.support.mesh import wait_until
+from tests.support.processes import is_running
 
 
 def spec(code: str) -> ServiceSpec:
@@ -81,7 +82,7 @@ def test_killing_it_also_kills_what_it_has_started() -> None:
     exit_code, grandchild = asyncio.run(start_and_kill())
 
     assert exit_code == -signal.SIGKILL
-    wait_until(lambda: not is_running(grandchild))
+    wait_until(lambda: not is_running(grandchild), "the grandchild died")
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the death pact is Linux's")
@@ -106,7 +107,7 @@ def test_it_dies_with_us_even_by_kill_9() -> None:
         service_pid = int(supervisor.stdout.readline())
         supervisor.kill()
 
-    wait_until(lambda: not is_running(service_pid))
+    wait_until(lambda: not is_running(service_pid), "the service died")
 
 
 def make_socket(path: Path, *, age_s: float) -> socket.socket:
