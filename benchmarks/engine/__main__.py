@@ -26,6 +26,7 @@ from kernels.cpu.library import CpuLibrary, load_library
 from kernels.host_array import BFLOAT16, Dtype, HostArray
 from kernels.program import Program
 from kernels.ragged_batch import RaggedBatch
+from kernels.sampled_rows import gather_early
 from services.worker.device import CPU, num_threads, pick_dtype
 from services.worker.models.config import ModelConfig
 from services.worker.models.llama import llama
@@ -107,7 +108,7 @@ def report(
 def run(shape: str, options: argparse.Namespace, library: CpuLibrary) -> dict[str, Any]:
     """All cases of a shape; the machine is measured before and after each."""
     dtype = pick_dtype(options.dtype, CPU, None)
-    program = llama(SHAPES[shape]).program
+    program = gather_early(llama(SHAPES[shape]).program)
     gauge = Gauge(library.instruction_set, options.threads, dtype == BFLOAT16)
     print(f"\n{shape}, {dtype}, {library.instruction_set}, {options.threads} threads")
     lines = []

@@ -69,16 +69,18 @@ def num_bytes(program: Program, case: Case, element_bytes: int) -> float:
 
 
 def flop(program: Program, case: Case) -> float:
-    """Two per weight and row; four per query head, dimension and key that a query sees."""
-    num_tokens = sum(new for new, _ in case.sequences)
+    """Two per weight and row; four per query head, dimension and key that a query sees.
+
+    Args:
+        program: that gathers what is sampled as early as it can: more need nobody compute.
+    """
+    rows = {"tokens": sum(new for new, _ in case.sequences), "logits": len(case.sequences)}
     num_pairs = sum(new * kv_len - new * (new - 1) / 2 for new, kv_len in case.sequences)
     total = 0.0
     for op in program.ops:
         match op:
-            case Linear():
-                total += 2 * num_tokens * _size(program, op.weight)
-            case Logits():
-                total += 2 * len(case.sequences) * _size(program, op.weight)
+            case Linear() | Logits():
+                total += 2 * rows[program.buffers[op.input].rows] * _size(program, op.weight)
             case PagedAttention():
                 total += 4 * num_pairs * op.num_heads * op.head_dim
             case _:

@@ -1,18 +1,20 @@
 /* What this machine can do at most: bytes read per second, multiplications per second. */
 
+#include <stdatomic.h>
 #include <time.h>
 
 #include "memory.h"
 #include "pool.h"
 #include "simd.h"
 
-enum { NUM_SUMS = 24, LINE = 64, FETCH_AHEAD = 4096, SLACK = 2 * 67 * LINE };
+enum { NUM_SUMS = 24, LINE = 64, FETCH_AHEAD = 4096, PIECE_BYTES = 1 << 20, PIECE_ROUNDS = 1000 };
 
+/* Threads take pieces of the work as they come: a pool does not wait for one that wakes up late. */
 typedef struct {
-    const char *memory;
-    long num_bytes; /* per thread */
-    float sink;
-} reading;
+    atomic_long next;
+    long num_pieces;
+    const char *memory; /* that is read, PIECE_BYTES per piece */
+} work;
 
 static double seconds(void) {
     struct timespec now;
@@ -20,33 +22,38 @@ static double seconds(void) {
     return (double)now.tv_sec + 1e-9 * (double)now.tv_nsec;
 }
 
-static void read_share(void *context, int thread) {
-    reading *r = context;
-    const char *begin = r->memory + thread * (r->num_bytes + 67 * LINE);
+static float read_piece(const char *begin) {
     vec sums[4] = {};
-    for (long i = 0; i < r->num_bytes; i += 4 * LINE) {
+    for (long i = 0; i < PIECE_BYTES; i += 4 * LINE) {
         for (int line = 0; line < 4; line++) {
             const float *at = (const float *)(begin + i + line * LINE);
             __builtin_prefetch((const char *)at + FETCH_AHEAD);
             for (int lane = 0; lane < LINE / 4; lane += LANES) sums[line] += load(at + lane);
         }
     }
-    if (sum_lanes(sums[0] + sums[1] + sums[2] + sums[3]) > 0) r->sink = 1;
+    return sum_lanes(sums[0] + sums[1] + sums[2] + sums[3]);
+}
+
+static void read_pieces(void *context, int thread) {
+    (void)thread;
+    work *w = context;
+    volatile float sink = 0;
+    for (long i; (i = w->next++) < w->num_pieces;) sink += read_piece(w->memory + i * PIECE_BYTES);
 }
 
 /* Bytes per second that all threads read together, from memory far larger than any cache. */
-double measure_read(int num_threads, long bytes_per_thread) {
-    size_t num_bytes = (size_t)(bytes_per_thread + SLACK) * (size_t)num_threads + FETCH_AHEAD;
-    char *memory = map_memory(num_bytes);
+double measure_read(int num_threads, long num_bytes) {
+    size_t mapped = (size_t)num_bytes + FETCH_AHEAD;
+    char *memory = map_memory(mapped);
     pool *threads = pool_create(num_threads, 100);
-    for (size_t i = 0; i < num_bytes; i += LINE) memory[i] = 0;
-    reading r = {memory, bytes_per_thread, 0};
+    for (size_t i = 0; i < mapped; i += LINE) memory[i] = 0;
+    work w = {.num_pieces = num_bytes / PIECE_BYTES, .memory = memory};
     double begin = seconds();
-    pool_run(threads, read_share, &r);
+    pool_run(threads, read_pieces, &w);
     double took = seconds() - begin;
     pool_destroy(threads);
-    unmap_memory(memory, num_bytes);
-    return (double)bytes_per_thread * num_threads / took;
+    unmap_memory(memory, mapped);
+    return (double)w.num_pieces * PIECE_BYTES / took;
 }
 
 /* Equal sums would be computed once. */
@@ -54,40 +61,50 @@ INLINE void start_apart(vec *sums) {
     for (int s = 0; s < NUM_SUMS; s++) sums[s] = splat((float)s);
 }
 
-static void multiply_float32(void *context, int thread) {
-    (void)thread;
-    vec sums[NUM_SUMS], x = splat(1e-30f);
-    start_apart(sums);
-    for (long i = 0; i < *(long *)context; i++) {
-#pragma GCC unroll 24
-        for (int s = 0; s < NUM_SUMS; s++) sums[s] = fma_vec(x, x, sums[s]);
-    }
+/* Or nothing would be computed. */
+INLINE void keep(vec *sums) {
     for (int s = 1; s < NUM_SUMS; s++) sums[0] += sums[s];
     volatile float sink = sum_lanes(sums[0]);
     (void)sink;
 }
 
+static void multiply_float32(void *context, int thread) {
+    (void)thread;
+    work *w = context;
+    vec sums[NUM_SUMS], x = splat(1e-30f);
+    start_apart(sums);
+    while (w->next++ < w->num_pieces) {
+        for (int i = 0; i < PIECE_ROUNDS; i++) {
+#pragma GCC unroll 24
+            for (int s = 0; s < NUM_SUMS; s++) sums[s] = fma_vec(x, x, sums[s]);
+        }
+    }
+    keep(sums);
+}
+
 static void multiply_bf16(void *context, int thread) {
     (void)thread;
+    work *w = context;
     vec sums[NUM_SUMS];
     uvec x = (uvec)splat(1e-30f);
     start_apart(sums);
-    for (long i = 0; i < *(long *)context; i++) {
+    while (w->next++ < w->num_pieces) {
+        for (int i = 0; i < PIECE_ROUNDS; i++) {
 #pragma GCC unroll 24
-        for (int s = 0; s < NUM_SUMS; s++) sums[s] = dot_pairs(sums[s], x, x);
+            for (int s = 0; s < NUM_SUMS; s++) sums[s] = dot_pairs(sums[s], x, x);
+        }
     }
-    for (int s = 1; s < NUM_SUMS; s++) sums[0] += sums[s];
-    volatile float sink = sum_lanes(sums[0]);
-    (void)sink;
+    keep(sums);
 }
 
 /* Floating-point operations per second of all threads together, out of registers. */
 double measure_flops(int num_threads, int is_bf16, long num_rounds) {
     pool *threads = pool_create(num_threads, 100);
+    work w = {.num_pieces = num_rounds / PIECE_ROUNDS};
     double begin = seconds();
-    pool_run(threads, is_bf16 ? multiply_bf16 : multiply_float32, &num_rounds);
+    pool_run(threads, is_bf16 ? multiply_bf16 : multiply_float32, &w);
     double took = seconds() - begin;
     pool_destroy(threads);
     double per_round = NUM_SUMS * LANES * (is_bf16 ? 4.0 : 2.0);
-    return per_round * (double)num_rounds * num_threads / took;
+    return per_round * PIECE_ROUNDS * (double)w.num_pieces / took;
 }

@@ -9,7 +9,7 @@ from kernels.cpu.library import default_cache
 from kernels.cpu.library_cache import SOURCES, Target
 
 _READ_BYTES_PER_THREAD = 128 * 2**20
-_ROUNDS = 500_000
+_ROUNDS_PER_THREAD = 500_000
 _REPEATS = 5
 
 
@@ -38,7 +38,8 @@ class Gauge:
     def __init__(
         self, instruction_set: isa.InstructionSet, num_threads: int, is_bf16: bool
     ) -> None:
-        sources = (Path(__file__).parent / "machine.c", SOURCES / "pool.c", SOURCES / "memory.c")
+        ours = (SOURCES / name for name in ("pool.c", "waiting.c", "memory.c"))
+        sources = (Path(__file__).parent / "machine.c", *ours)
         flags = (*isa.flags(instruction_set), f"-I{SOURCES}")
         self._library = default_cache().open(Target(f"machine-{instruction_set}", sources, flags))
         self._library.measure_read.restype = self._library.measure_flops.restype = c_double
@@ -52,6 +53,6 @@ class Gauge:
         threads, is_bf16 = self._num_threads, self._is_bf16
         read, compute = self._library.measure_read, self._library.measure_flops
         return Machine(
-            max(read(threads, _READ_BYTES_PER_THREAD) for _ in range(_REPEATS)),
-            max(compute(threads, is_bf16, _ROUNDS) for _ in range(_REPEATS)),
+            max(read(threads, threads * _READ_BYTES_PER_THREAD) for _ in range(_REPEATS)),
+            max(compute(threads, is_bf16, threads * _ROUNDS_PER_THREAD) for _ in range(_REPEATS)),
         )

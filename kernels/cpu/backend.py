@@ -13,6 +13,7 @@ from kernels.cpu.sampler import CpuSampler
 from kernels.host_array import Dtype, Float32Array, HostArray
 from kernels.program import Program
 from kernels.ragged_batch import RaggedBatch
+from kernels.sampled_rows import gather_early
 
 # How often a thread that waits for others looks before it sleeps: some 20 microseconds in all.
 # Waking takes about as long; see `benchmarks/engine/waiting.py`.
@@ -63,7 +64,7 @@ class CpuBackend:
         self._logits = np.empty((0, self._vocab_size), np.float32)
         self._num_kv_arrays = 2 * len(program.kv_layers)
         self._kv_memory: KvMemory | None = None
-        self._encoded = encode(program, weights, dtype)
+        self._encoded = encode(gather_early(program), weights, dtype)
         self._model = self._create(self._encoded, DTYPES[dtype], num_threads, num_looks)
         threads = library.functions.sf_threads(self._model)
         self._sampler = CpuSampler(library, threads, self._vocab_size)

@@ -54,6 +54,7 @@ struct sf_model {
     int32_t num_shapes;
     expert_scratch experts;
     int32_t token_capacity, logits_capacity; /* rows that buffers have */
+    int32_t expert_capacity;                 /* rows that the scratch of experts has */
     /* of the step that is running */
     const sf_batch *batch;
     sf_buffer logits;
@@ -61,6 +62,9 @@ struct sf_model {
 
 /* Elements from one row of a buffer to the next. */
 int32_t padded_stride(int32_t width, int32_t dtype);
+
+/* Of any op. A token may be sampled several times, so sampled rows may be the more. */
+int32_t most_rows_of(const sf_batch *batch);
 
 /* Give buffers and tables as many rows as a batch needs; what they held is lost. Returns 0, or -1
  * with the error kept. */

@@ -76,12 +76,15 @@ static int32_t grown(int32_t capacity, int32_t needed) {
     return needed > 2 * capacity ? needed : 2 * capacity;
 }
 
+int32_t most_rows_of(const sf_batch *batch) {
+    return batch->num_tokens > batch->num_logits_rows ? batch->num_tokens : batch->num_logits_rows;
+}
+
 int ensure_capacity(sf_model *model, const sf_batch *batch) {
     if (batch->num_tokens > model->token_capacity) {
         int32_t old = model->token_capacity, rows = grown(old, batch->num_tokens);
         model->token_capacity = 0; /* until all have grown */
         if (resize_buffers(model, false, old, rows) != 0) return -1;
-        if (resize_experts(model, old, rows) != 0) return -1;
         if (resize_ropes(model, rows) != 0) return -1;
         model->token_capacity = rows;
     }
@@ -91,6 +94,13 @@ int ensure_capacity(sf_model *model, const sf_batch *batch) {
         if (resize_buffers(model, true, old, rows) != 0) return -1;
         model->logits_capacity = rows;
     }
+    int32_t most_rows = most_rows_of(batch);
+    if (most_rows > model->expert_capacity) {
+        int32_t old = model->expert_capacity, rows = grown(old, most_rows);
+        model->expert_capacity = 0;
+        if (resize_experts(model, old, rows) != 0) return -1;
+        model->expert_capacity = rows;
+    }
     return 0;
 }
 
@@ -99,7 +109,7 @@ void free_scratch(sf_model *model) {
         resize_buffers(model, false, model->token_capacity, 0);
         resize_buffers(model, true, model->logits_capacity, 0);
     }
-    resize_experts(model, model->token_capacity, 0);
+    resize_experts(model, model->expert_capacity, 0);
     free(model->experts.experts);
     free(model->experts.places);
     free(model->experts.shares);

@@ -113,7 +113,7 @@ static int plan_all_attention(sf_model *model, const sf_batch *batch) {
 
 /* The most items that a phase has in one queue. Those by rows are few. */
 static int64_t max_items(const sf_model *model) {
-    int64_t most = model->batch->num_tokens;
+    int64_t most = most_rows_of(model->batch);
     for (int32_t i = 0; i < model->num_shapes; i++) {
         int64_t items = model->shapes[i].work.num_items / model->num_threads + 1;
         if (items > most) most = items;
