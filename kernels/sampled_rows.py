@@ -41,8 +41,9 @@ def gather_early(program: Program) -> Program:
         return program
     rewriting = _Rewriting(program)
     ops = (*head, *(new for op in tail for new in rewriting.rewrite(op)))
+    declared = {**program.buffers, **rewriting.sampled}
     used = {name for op in ops for name in _buffers(op)}
-    buffers = {name: b for name, b in (program.buffers | rewriting.sampled).items() if name in used}
+    buffers = {name: b for name, b in declared.items() if name in used}
     early = Program(ops, buffers, program.weights)
     early.validate()
     return early

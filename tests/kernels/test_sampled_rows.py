@@ -44,7 +44,11 @@ def programs() -> dict[str, Program]:
 
 
 @pytest.mark.parametrize("name", programs())
-@pytest.mark.parametrize("sampled", [(), (8,), (11, 0, 0, 5), (*range(12), *range(12))], ids=lambda rows: f"{len(rows)} rows")
+@pytest.mark.parametrize(
+    "sampled",
+    [(), (8,), (11, 0, 0, 5), (*range(12), *range(12))],
+    ids=lambda rows: f"{len(rows)} rows",
+)
 def test_logits_are_those_of_the_program_as_it_was(name: str, sampled: tuple[int, ...]) -> None:
     program = programs()[name]
     early = gather_early(program)

@@ -84,12 +84,12 @@ static sf_buffer from_row(const sf_buffer *buffer, int32_t row) {
 /* One matrix of each expert, over the rows that chose it. */
 static void multiply_experts(const sf_op *op, const matrix *matrices, const sf_buffer *in,
                              const sf_buffer *out, int32_t activation, const int32_t *first,
-                             walker *w) {
+                             walker *w, kv_ahead *ahead) {
     epilogue end = {.activation = activation};
     for (int32_t e = 0; e < op->num_experts; e++) {
         int32_t begin = first[e], num_rows = first[e + 1] - begin;
         sf_buffer rows_in = from_row(in, begin), rows_out = from_row(out, begin);
-        multiply(&matrices[2 * e], &rows_in, &rows_out, &end, num_rows, w);
+        multiply(&matrices[2 * e], &rows_in, &rows_out, &end, num_rows, w, ahead);
     }
 }
 
@@ -128,15 +128,16 @@ static void combine_task(void *context, row_range rows) {
 void mixture_of_experts(const sf_op *op, const matrix *matrices, const sf_buffer *in,
                         const sf_buffer *residual, const sf_buffer *out,
                         const expert_scratch *scratch, int32_t *first, int32_t num_rows,
-                        walker *w) {
+                        walker *w, kv_ahead *ahead) {
     epilogue plain = {0};
     experts_call call = {op, scratch, in, residual, out, first, num_rows};
-    multiply(&matrices[0], in, &scratch->scores, &plain, num_rows, w);
+    multiply(&matrices[0], in, &scratch->scores, &plain, num_rows, w, ahead);
     for_rows(w, num_rows, choose_task, &call);
     for_rows(w, 1, place_task, &call);
     for_rows(w, num_rows, sort_task, &call);
     multiply_experts(op, matrices + 1, &scratch->sorted, &scratch->inner, op->activation, first,
-                     w);
-    multiply_experts(op, matrices + 2, &scratch->inner, &scratch->outputs, SF_NONE, first, w);
+                     w, ahead);
+    multiply_experts(op, matrices + 2, &scratch->inner, &scratch->outputs, SF_NONE, first, w,
+                     ahead);
     for_rows(w, num_rows, combine_task, &call);
 }

@@ -2,7 +2,11 @@
 
 #include "pointwise.h"
 
-enum { PREFETCH_AHEAD_BYTES = 4096 };
+enum {
+    PREFETCH_AHEAD_BYTES = 4096,
+    /* Of rows that share a pass over the weights: fewer wait for the weights themselves. */
+    MIN_FETCHING_GROUPS = 3,
+};
 
 /* Sums of up to MAX_GROUP_ROWS rows and one block. */
 typedef struct {
@@ -73,16 +77,14 @@ void pack_share(const matrix *m, const void *weights, int32_t thread) {
 
 /* ── multiplying ───────────────────────────────────────────────────────────────────────────── */
 
-/* What the next block is fetched with while this one is multiplied: one address per step. */
+/* What is fetched while a group is multiplied: two lines per step. */
 typedef struct {
-    const char *begin;
-    int64_t bytes_per_step;
-} prefetch;
+    prefetch first, second;
+} prefetches;
 
-INLINE void fetch(prefetch next, int64_t step) {
-    const char *address = next.begin + step * next.bytes_per_step;
-    __builtin_prefetch(address, 0, 3);
-    __builtin_prefetch(address + 64, 0, 3);
+INLINE void fetch(prefetches next, int64_t step) {
+    __builtin_prefetch(next.first.begin + step * next.first.bytes_per_step, 0, 3);
+    __builtin_prefetch(next.second.begin + step * next.second.bytes_per_step, 0, 3);
 }
 
 INLINE void store_sums(tile *out, int rows, vec sums[][2]) {
@@ -94,7 +96,7 @@ INLINE void store_sums(tile *out, int rows, vec sums[][2]) {
 }
 
 INLINE void multiply_group_bf16(int rows, const bf16 *a, int64_t stride, const bf16 *block,
-                                int32_t num_pairs, prefetch next, tile *out) {
+                                int32_t num_pairs, prefetches next, tile *out) {
     vec sums[MAX_GROUP_ROWS][2] = {};
     for (int32_t pair = 0; pair < num_pairs; pair++) {
         const bf16 *weights = block + (int64_t)pair * 2 * BLOCK_COLUMNS;
@@ -111,7 +113,7 @@ INLINE void multiply_group_bf16(int rows, const bf16 *a, int64_t stride, const b
 }
 
 INLINE void multiply_group_float32(int rows, const float *a, int64_t stride, const float *block,
-                                   int32_t in_width, prefetch next, tile *out) {
+                                   int32_t in_width, prefetches next, tile *out) {
     vec sums[MAX_GROUP_ROWS][2] = {};
     for (int32_t k = 0; k < in_width; k++) {
         const float *weights = block + (int64_t)k * BLOCK_COLUMNS;
@@ -128,7 +130,7 @@ INLINE void multiply_group_float32(int rows, const float *a, int64_t stride, con
 }
 
 INLINE void multiply_group(const matrix *m, int rows, const sf_buffer *in, int64_t row,
-                           const char *block, prefetch next, tile *out) {
+                           const char *block, prefetches next, tile *out) {
     const char *a = row_of(in, row);
     if (m->dtype == SF_BFLOAT16) {
         multiply_group_bf16(rows, (const bf16 *)a, in->stride, (const bf16 *)block,
@@ -141,7 +143,7 @@ INLINE void multiply_group(const matrix *m, int rows, const sf_buffer *in, int64
 
 /* The number of rows must be a constant for the sums to be registers. */
 static void multiply_rows(const matrix *m, int rows, const sf_buffer *in, int64_t row,
-                          const char *block, prefetch next, tile *out) {
+                          const char *block, prefetches next, tile *out) {
     switch (rows) {
     case 1: multiply_group(m, 1, in, row, block, next, out); return;
     case 2: multiply_group(m, 2, in, row, block, next, out); return;
@@ -230,15 +232,25 @@ static void put_gated(finishing f, const matrix *m, int32_t block, const tile *t
     }
 }
 
+static int64_t num_steps(const matrix *m) {
+    return m->dtype == SF_BFLOAT16 ? (m->in_width + 1) / 2 : m->in_width;
+}
+
 /* The first group brings a block from memory, the others find it in cache. So that the next block
- * is there in time, each group fetches its part of it. */
-static prefetch plan_prefetch(const matrix *m, const char *block, int32_t group,
-                              int32_t num_groups) {
+ * is there in time, each group fetches its part of it: of several groups a line per step or less, so
+ * the other line is free. */
+static prefetches plan_prefetches(const matrix *m, const char *block, int32_t group,
+                                  int32_t num_groups, kv_ahead *ahead) {
     if (num_groups == 1) {
-        return (prefetch){block + PREFETCH_AHEAD_BYTES, 4 * BLOCK_COLUMNS};
+        const char *next = block + PREFETCH_AHEAD_BYTES;
+        int64_t per_step = 4 * BLOCK_COLUMNS;
+        return (prefetches){{next, per_step}, {next + 64, per_step}};
     }
     int64_t part = m->block_bytes / num_groups;
-    return (prefetch){block + m->block_bytes + group * part, 4 * BLOCK_COLUMNS / num_groups};
+    prefetch next = {block + m->block_bytes + group * part, 4 * BLOCK_COLUMNS / num_groups};
+    prefetch other = {0};
+    if (num_groups >= MIN_FETCHING_GROUPS) other = next_ahead(ahead, num_steps(m));
+    return (prefetches){next, other.begin == NULL ? next : other};
 }
 
 /* ── items ─────────────────────────────────────────────────────────────────────────────────── */
@@ -249,11 +261,15 @@ typedef struct {
     int32_t num_panels, parts_per_panel;
 } row_cuts;
 
+static int32_t groups_of_panel(int32_t num_rows) {
+    return (num_rows + MAX_GROUP_ROWS - 1) / MAX_GROUP_ROWS;
+}
+
 static row_cuts cut_rows(int32_t num_rows) {
     if (num_rows == 0) return (row_cuts){0, 0};
     int32_t panels = (num_rows + PANEL_ROWS - 1) / PANEL_ROWS;
     int32_t rows = (num_rows + panels - 1) / panels;
-    int32_t groups = (rows + MAX_GROUP_ROWS - 1) / MAX_GROUP_ROWS;
+    int32_t groups = groups_of_panel(rows);
     return (row_cuts){panels, (groups + MAX_ITEM_GROUPS - 1) / MAX_ITEM_GROUPS};
 }
 
@@ -265,6 +281,12 @@ int64_t max_items_of_matrix(const matrix *m, int32_t num_rows) {
     row_cuts cuts = cut_rows(num_rows);
     int64_t blocks = (m->num_blocks + m->num_threads - 1) / m->num_threads;
     return blocks * cuts.num_panels * cuts.parts_per_panel;
+}
+
+int64_t fetching_steps(const matrix *m, int32_t num_rows) {
+    int32_t panels = cut_rows(num_rows).num_panels;
+    int32_t groups = panels == 0 ? 0 : panels * groups_of_panel(num_rows / panels);
+    return groups >= MIN_FETCHING_GROUPS ? num_steps(m) * m->num_blocks * groups : 0;
 }
 
 static void begin_multiplying(const matrix *m, row_cuts cuts, walker *w) {
@@ -288,7 +310,7 @@ static product find_product(const matrix *m, row_cuts cuts, int32_t num_rows, it
     int32_t panel = i.index / cuts.parts_per_panel / blocks;
     int32_t begin = (int32_t)((int64_t)num_rows * panel / cuts.num_panels);
     int32_t end = (int32_t)((int64_t)num_rows * (panel + 1) / cuts.num_panels);
-    int32_t num_groups = (end - begin + MAX_GROUP_ROWS - 1) / MAX_GROUP_ROWS;
+    int32_t num_groups = groups_of_panel(end - begin);
     return (product){
         .packed = m->shares[i.queue] + block * m->block_bytes,
         .block = share_begin(m, i.queue) + block,
@@ -306,11 +328,11 @@ INLINE int32_t first_row_of(const product *p, int32_t group) {
 
 /* False: given up, because another thread is ahead. */
 static bool compute_product(const matrix *m, const sf_buffer *in, const product *p,
-                            const walker *w, item i, tile *tiles) {
+                            const walker *w, item i, kv_ahead *ahead, tile *tiles) {
     for (int32_t group = p->begin_group; group < p->end_group; group++) {
         if (group > p->begin_group && is_taken_over(w, i)) return false;
         int32_t row = first_row_of(p, group);
-        prefetch next = plan_prefetch(m, p->packed, group, p->num_groups);
+        prefetches next = plan_prefetches(m, p->packed, group, p->num_groups, ahead);
         multiply_rows(m, first_row_of(p, group + 1) - row, in, row, p->packed, next, tiles++);
     }
     return true;
@@ -330,14 +352,14 @@ static void store_product(const matrix *m, const sf_buffer *out, const epilogue 
 }
 
 void multiply(const matrix *m, const sf_buffer *in, const sf_buffer *out, const epilogue *end,
-              int32_t num_rows, walker *w) {
+              int32_t num_rows, walker *w, kv_ahead *ahead) {
     row_cuts cuts = cut_rows(num_rows);
     tile tiles[MAX_ITEM_GROUPS];
     item i;
     begin_multiplying(m, cuts, w);
     while (take_item(w, &i)) {
         product p = find_product(m, cuts, num_rows, i);
-        if (!compute_product(m, in, &p, w, i, tiles) || !may_store(w, i)) continue;
+        if (!compute_product(m, in, &p, w, i, ahead, tiles) || !may_store(w, i)) continue;
         store_product(m, out, end, &p, tiles);
         item_done(w, i);
     }

@@ -18,6 +18,7 @@
 #define SPLITFUSE_MATRIX_H
 
 #include "items.h"
+#include "kv_ahead.h"
 #include "simd.h"
 #include "splitfuse_cpu.h"
 
@@ -60,10 +61,14 @@ void pack_share(const matrix *m, const void *weights, int32_t thread);
 /* The most items that a queue of `multiply` has. */
 int64_t max_items_of_matrix(const matrix *m, int32_t num_rows);
 
+/* Steps of the loops that multiply so many rows, in all threads together; 0 if they are so few that
+ * the loops wait for the weights, and fetch nothing else. */
+int64_t fetching_steps(const matrix *m, int32_t num_rows);
+
 /* out[row] = activation(in[row] · weightsᵀ + bias) + residual[row] for all rows. A phase of its own;
  * run by all threads. A row's result depends neither on how many rows there are nor on who computes
- * it: each output is one chain of sums in the order of the inputs. */
+ * it: each output is one chain of sums in the order of the inputs. `ahead` is fetched meanwhile. */
 void multiply(const matrix *m, const sf_buffer *in, const sf_buffer *out, const epilogue *end,
-              int32_t num_rows, walker *w);
+              int32_t num_rows, walker *w, kv_ahead *ahead);
 
 #endif

@@ -11,13 +11,13 @@ static int32_t rows_of(const sf_model *model, int32_t index) {
                                                 : model->batch->num_tokens;
 }
 
-static void run_linear(sf_model *model, const program_op *p, walker *w) {
+static void run_linear(sf_model *model, const program_op *p, walker *w, kv_ahead *ahead) {
     const sf_op *op = &p->op;
     bool is_last = op->kind == SF_LOGITS;
     epilogue end = {op->bias, op->activation, op->soft_cap, buffer_of(model, op->residual)};
     multiply(&p->matrices[0], buffer_of(model, op->input),
              is_last ? &model->logits : buffer_of(model, op->output), &end,
-             rows_of(model, op->input), w);
+             rows_of(model, op->input), w, ahead);
 }
 
 static void run_attention(sf_model *model, const program_op *p, walker *w) {
@@ -26,11 +26,11 @@ static void run_attention(sf_model *model, const program_op *p, walker *w) {
                     &model->shapes[p->work].work, w);
 }
 
-static void run_experts(sf_model *model, const program_op *p, walker *w) {
+static void run_experts(sf_model *model, const program_op *p, walker *w, kv_ahead *ahead) {
     const sf_op *op = &p->op;
     mixture_of_experts(op, p->matrices, buffer_of(model, op->input),
                        buffer_of(model, op->residual), buffer_of(model, op->output),
-                       &model->experts, p->expert_first, rows_of(model, op->input), w);
+                       &model->experts, p->expert_first, rows_of(model, op->input), w, ahead);
 }
 
 /* An op of a model that runs a step. */
@@ -66,12 +66,33 @@ static void run_by_rows(const sf_model *model, const program_op *p, walker *w) {
     for_rows(w, rows_of(model, turns ? p->op.input : p->op.output), run_rows, &call);
 }
 
-static void run_op(sf_model *model, const program_op *p, walker *w) {
+/* From op `begin` to the next attention. */
+static kv_ahead look_ahead_from(const sf_model *model, int32_t begin, const walker *w) {
+    way until = {0};
+    for (int32_t i = begin; i < model->num_ops; i++) {
+        const sf_op *op = &model->ops[i].op;
+        if (op->kind == SF_LINEAR) {
+            const matrix *m = &model->ops[i].matrices[0];
+            until.num_steps += fetching_steps(m, rows_of(model, op->input));
+            until.weight_bytes += m->num_blocks * m->block_bytes;
+        } else if (op->kind == SF_PAGED_ATTENTION) {
+            return look_ahead(op, &model->layers[op->layer], model->batch, until, w->thread,
+                              num_walkers(w));
+        }
+    }
+    return nothing_ahead(model->batch);
+}
+
+static void run_op(sf_model *model, int32_t number, walker *w, kv_ahead *ahead) {
+    const program_op *p = &model->ops[number];
     switch (p->op.kind) {
     case SF_LINEAR:
-    case SF_LOGITS: run_linear(model, p, w); return;
-    case SF_PAGED_ATTENTION: run_attention(model, p, w); return;
-    case SF_MIXTURE_OF_EXPERTS: run_experts(model, p, w); return;
+    case SF_LOGITS: run_linear(model, p, w, ahead); return;
+    case SF_PAGED_ATTENTION:
+        run_attention(model, p, w);
+        *ahead = look_ahead_from(model, number + 1, w);
+        return;
+    case SF_MIXTURE_OF_EXPERTS: run_experts(model, p, w, ahead); return;
     default: run_by_rows(model, p, w);
     }
 }
@@ -95,7 +116,8 @@ static void walk(void *context, int thread) {
         angles_call call = {model->batch->positions, &model->ropes[i]};
         for_rows(&w, model->batch->num_tokens, find_angles, &call);
     }
-    for (int32_t i = 0; i < model->num_ops; i++) run_op(model, &model->ops[i], &w);
+    kv_ahead ahead = look_ahead_from(model, 0, &w);
+    for (int32_t i = 0; i < model->num_ops; i++) run_op(model, i, &w, &ahead);
     if (thread == 0) end_step(&w);
 }
 

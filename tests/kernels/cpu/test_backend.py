@@ -65,10 +65,10 @@ def test_bfloat16_is_nearer_to_float32_than_the_reference_in_bfloat16(library: C
     assert our_error < their_error
 
 
-@pytest.mark.parametrize("sampled", [(), (6,), (9, 3, 3, 0), tuple(range(10)) * 3], ids=lambda rows: f"{len(rows)} rows")
-def test_which_rows_are_sampled_changes_none(
-    library: CpuLibrary, sampled: tuple[int, ...]
-) -> None:
+@pytest.mark.parametrize(
+    "sampled", [(), (6,), (9, 3, 3, 0), tuple(range(10)) * 3], ids=lambda rows: f"{len(rows)} rows"
+)
+def test_which_rows_are_sampled_changes_none(library: CpuLibrary, sampled: tuple[int, ...]) -> None:
     batch = Cache(16, num_blocks=16).batch([(1, 7), (2, 3)], sample_all=True)
     of_all = make(every_op(), library, torch.bfloat16)
     of_some = make(every_op(), library, torch.bfloat16)

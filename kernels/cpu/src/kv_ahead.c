@@ -1,0 +1,98 @@
+#include "kv_ahead.h"
+
+#include "attention_plan.h"
+#include "kv_cache.h"
+
+enum {
+    MAX_BYTES_PER_STEP = 64, /* a line */
+    /* Shares of a cache of 32 MiB that several cores use: of what is fetched, and of the weights
+     * that pass after the first of it. */
+    MAX_AHEAD_BYTES = 12 << 20,
+    MAX_WEIGHT_BYTES = 16 << 20,
+};
+
+/* Blocks of a sequence that its tokens see: [begin, end). */
+typedef struct {
+    int32_t begin, end;
+} block_range;
+
+static block_range seen_blocks(const kv_ahead *ahead, int32_t sequence) {
+    sequence_span span = span_of(ahead->batch, sequence);
+    int32_t block_size = ahead->kv->block_size;
+    return (block_range){
+        visible_keys(ahead->op, span.first_position).begin / block_size,
+        (span.kv_len + block_size - 1) / block_size,
+    };
+}
+
+static int64_t keys_bytes(const kv_layer *kv) {
+    return keys_per_block_elements(kv) * kv_element_bytes(kv);
+}
+
+static int64_t values_bytes(const kv_layer *kv) {
+    return values_per_block_elements(kv) * kv_element_bytes(kv);
+}
+
+static int64_t total_bytes(const kv_ahead *ahead) {
+    int64_t num_blocks = 0;
+    for (int32_t s = 0; s < ahead->batch->num_seqs; s++) {
+        block_range seen = seen_blocks(ahead, s);
+        num_blocks += seen.end - seen.begin;
+    }
+    return num_blocks * (keys_bytes(ahead->kv) + values_bytes(ahead->kv));
+}
+
+/* So many blocks on, across the ends of sequences. */
+static void move_on(kv_ahead *ahead, int32_t num_blocks) {
+    ahead->fetched = 0;
+    ahead->block += num_blocks;
+    while (ahead->sequence < ahead->batch->num_seqs) {
+        int32_t beyond = ahead->block - seen_blocks(ahead, ahead->sequence).end;
+        if (beyond < 0) return;
+        if (++ahead->sequence == ahead->batch->num_seqs) return;
+        ahead->block = seen_blocks(ahead, ahead->sequence).begin + beyond;
+    }
+}
+
+kv_ahead nothing_ahead(const sf_batch *batch) {
+    return (kv_ahead){.batch = batch, .sequence = batch->num_seqs};
+}
+
+static int64_t smaller(int64_t one, int64_t other) { return one < other ? one : other; }
+
+kv_ahead look_ahead(const sf_op *op, const kv_layer *kv, const sf_batch *batch, way until,
+                    int32_t thread, int32_t num_threads) {
+    kv_ahead ahead = {.op = op, .kv = kv, .batch = batch, .num_threads = num_threads};
+    if (until.num_steps == 0) return nothing_ahead(batch);
+    int64_t num_bytes = smaller(total_bytes(&ahead), MAX_AHEAD_BYTES);
+    int64_t num_steps = until.num_steps;
+    if (until.weight_bytes > MAX_WEIGHT_BYTES) {
+        num_steps = (int64_t)((double)num_steps * MAX_WEIGHT_BYTES / (double)until.weight_bytes);
+    }
+    ahead.steps_to_wait = (until.num_steps - num_steps) / num_threads;
+    ahead.bytes_left = num_bytes / num_threads;
+    ahead.bytes_per_step = smaller(num_bytes / num_steps + 1, MAX_BYTES_PER_STEP);
+    ahead.block = seen_blocks(&ahead, 0).begin;
+    move_on(&ahead, thread);
+    return ahead;
+}
+
+prefetch next_ahead(kv_ahead *ahead, int64_t num_steps) {
+    ahead->steps_to_wait -= num_steps;
+    if (ahead->steps_to_wait > 0 || ahead->bytes_left <= 0) return (prefetch){0};
+    if (ahead->sequence == ahead->batch->num_seqs) return (prefetch){0};
+    const kv_layer *kv = ahead->kv;
+    int32_t block = ahead->batch->block_tables[(int64_t)ahead->sequence *
+                                                   ahead->batch->max_num_blocks +
+                                               ahead->block];
+    int64_t tile = tile_number(kv, block, 0, 0), of_keys = keys_bytes(kv);
+    bool is_key = ahead->fetched < of_keys;
+    int64_t at = is_key ? ahead->fetched : ahead->fetched - of_keys;
+    int64_t left = (is_key ? of_keys : values_bytes(kv)) - at;
+    int64_t bytes = smaller(num_steps * ahead->bytes_per_step, left);
+    ahead->fetched += bytes;
+    ahead->bytes_left -= bytes;
+    if (!is_key && bytes == left) move_on(ahead, ahead->num_threads);
+    const char *begin = is_key ? key_tile(kv, tile) : value_tile(kv, tile);
+    return (prefetch){begin + at, (bytes + num_steps - 1) / num_steps};
+}

@@ -1,0 +1,45 @@
+/* The keys and values that the next attention reads, fetched while matrices are multiplied.
+ *
+ * Attention waits for memory, products of many rows for arithmetic, and they take turns. So a loop
+ * that multiplies fetches in every step a line of what is read next. Evenly: at once it would take
+ * the memory from the weights. And no more, and no sooner, than a cache can keep beside the weights
+ * that pass through it until then.
+ */
+#ifndef SPLITFUSE_KV_AHEAD_H
+#define SPLITFUSE_KV_AHEAD_H
+
+#include "attention.h"
+
+/* Where a loop fetches: `step * bytes_per_step` bytes from `begin`. */
+typedef struct {
+    const char *begin;
+    int64_t bytes_per_step;
+} prefetch;
+
+/* What is left for one thread. Threads take the blocks of all sequences in turns. */
+typedef struct {
+    const sf_op *op; /* the attention */
+    const kv_layer *kv;
+    const sf_batch *batch;
+    int64_t steps_to_wait, bytes_left, bytes_per_step;
+    int32_t num_threads;
+    int32_t sequence, block; /* what is being fetched; sequence num_seqs: nothing */
+    int64_t fetched;         /* bytes of its keys and then values */
+} kv_ahead;
+
+/* Nothing to fetch. */
+kv_ahead nothing_ahead(const sf_batch *batch);
+
+/* Until attention: the steps of all loops in all threads together, and the bytes of weights. */
+typedef struct {
+    int64_t num_steps, weight_bytes;
+} way;
+
+/* What `op` will read, as far as a cache can keep it. */
+kv_ahead look_ahead(const sf_op *op, const kv_layer *kv, const sf_batch *batch, way until,
+                    int32_t thread, int32_t num_threads);
+
+/* What a loop of so many steps fetches; from NULL if nothing is left. */
+prefetch next_ahead(kv_ahead *ahead, int64_t num_steps);
+
+#endif
