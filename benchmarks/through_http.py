@@ -50,9 +50,13 @@ class _Stream(asyncio.Protocol):
         if count:
             self.arrivals.append((time.monotonic(), count))
 
-    def num_events(self, begin: float, end: float) -> int:
-        """Those that came later than `begin`, and not later than `end`."""
-        return sum(count for at, count in self.arrivals if begin < at <= end)
+    def num_tokens(self, of: int, begin: float, end: float) -> float:
+        """How many of its `of` tokens came later than `begin`, and not later than `end`.
+
+        By events, of which there are fewer: a token that ends inside a character makes none.
+        """
+        num_events = sum(count for _, count in self.arrivals)
+        return of / num_events * sum(count for at, count in self.arrivals if begin < at <= end)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._done.set_result(None)
@@ -87,21 +91,21 @@ async def stream_all(port: int, model: str, first: int, clients: int, num_tokens
     loop = asyncio.get_running_loop()
     streams, ends = [], []
     for index in range(clients):
-        end = loop.create_future()
+        ended = loop.create_future()
         content = request(port, model, first + index, num_tokens)
         _, stream = await loop.create_connection(
-            lambda content=content, end=end: _Stream(content, end),  # type: ignore[misc]
+            lambda content=content, ended=ended: _Stream(content, ended),  # type: ignore[misc]
             "127.0.0.1",
             port,
         )
         streams.append(stream)
-        ends.append(end)
+        ends.append(ended)
     await asyncio.gather(*ends)
     begin = max(stream.arrivals[0][0] for stream in streams)
     end = min(stream.arrivals[-1][0] for stream in streams)
-    num_events = sum(stream.num_events(begin, end) for stream in streams)
-    assert num_events > clients * num_tokens / 2, f"{num_events} events while all streams ran"
-    return num_events / (end - begin)
+    came = sum(stream.num_tokens(num_tokens, begin, end) for stream in streams)
+    assert came > clients * num_tokens / 2, f"{came:.0f} tokens while all streams ran"
+    return came / (end - begin)
 
 
 def new_sequence(index: int, num_tokens: int) -> NewSequence:

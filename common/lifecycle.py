@@ -201,7 +201,7 @@ async def _serve(
         if not starting.done():
             return
     started.set()
-    gc.freeze()  # it lives until the end: a full collection would look at it for 30 ms, and find none
+    gc.freeze()  # lives until the end: a full collection would look through it for 30 ms
     logger.info("ready", **service.addresses)
     async with _task(service.run()) as serving:
         await interruptions.race(serving, interruptions.asked)

@@ -1,6 +1,7 @@
 """A service that behaves as told, for the tests of `common.lifecycle`; run as a module."""
 
 import asyncio
+import gc
 import sys
 from collections.abc import Mapping
 
@@ -52,6 +53,8 @@ class TinyService:
                 raise ZeroDivisionError
             case "crashes in a callback":
                 loop.call_soon(lambda: 1 // 0)
+            case "counts what is frozen":
+                say(f"frozen {gc.get_freeze_count()}")
             case "loses a connection":
                 loop.call_soon(_reset)
             case "crashes while draining":

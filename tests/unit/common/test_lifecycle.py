@@ -114,6 +114,11 @@ def test_each_end_has_its_exit_code_and_says_why(
         assert "stop: failed" in output
 
 
+def test_collections_do_not_look_at_what_the_service_started_with() -> None:
+    with a_service("counts what is frozen") as process:
+        assert int(read_until(process, "frozen").split()[-1]) > 1000
+
+
 def test_a_broken_connection_in_a_callback_is_logged_and_survived() -> None:
     with a_service("loses a connection") as process:
         read_until(process, "ConnectionResetError")
