@@ -69,7 +69,7 @@ class Reply:
     """What a client saw of one completion. Times are monotonic seconds."""
 
     sent_at: float
-    piece_at: list[float]  #: when each event with text came; one at least
+    piece_at: list[float]  #: when each event with text or token ids came; one at least
     #: (prompt, output) as the server counts them; None if it does not say
     num_tokens: tuple[int, int] | None
     text: str  #: empty unless it was to be kept

@@ -1,4 +1,4 @@
-"""When pieces of text came in a body of server-sent events, found without decoding its JSON.
+"""When pieces of an answer came in a body of server-sent events, found without decoding its JSON.
 
 A client shares the machine with the server that it measures, and most of what it would do by
 decoding each event is to throw the result away. In JSON a quote inside a string is escaped, so the
@@ -11,6 +11,7 @@ from typing import Any
 
 _DATA = b"data:"
 _TEXT = b'"text":'
+_TOKEN_IDS = b'"token_ids":'
 _USAGE = re.compile(rb'"usage":\s*\{\s*"')  # an object that says something
 _ERROR = re.compile(rb'"error":\s*[{"]')
 _DONE = b"[DONE]"
@@ -20,7 +21,7 @@ class PieceReader:
     """Takes the bytes of a streamed completion with one choice, in parts of any size."""
 
     def __init__(self, *, keep_text: bool = False) -> None:
-        self.piece_at: list[float] = []  #: when each event with text came
+        self.piece_at: list[float] = []  #: when each event with text or token ids came
         self.error: bytes | None = None  #: the first event that tells of one
         self.is_done = False  #: whether the server has said so
         self._usage: bytes | None = None
@@ -60,8 +61,7 @@ class PieceReader:
         return "".join(choice.get("text") or "" for choice in choices)
 
     def _event(self, line: bytes, now: float) -> None:
-        at = line.find(_TEXT)
-        if at >= 0 and _has_characters(line, at + len(_TEXT)):
+        if _has_more(line, _TEXT, b'""') or _has_more(line, _TOKEN_IDS, b"[]"):
             self.piece_at.append(now)
             if self._events is not None:
                 self._events.append(line)
@@ -73,11 +73,15 @@ class PieceReader:
             self.is_done = True
 
 
-def _has_characters(line: bytes, at: int) -> bool:
-    """Whether the JSON value that begins at `at` is a string that is not empty."""
+def _has_more(line: bytes, key: bytes, empty: bytes) -> bool:
+    """Whether the JSON value of a key is of the type of the empty one, and not empty."""
+    at = line.find(key)
+    if at < 0:
+        return False
+    at += len(key)
     while line[at : at + 1] == b" ":
         at += 1
-    return line[at : at + 1] == b'"' and line[at + 1 : at + 2] != b'"'
+    return line[at : at + 1] == empty[:1] and line[at + 1 : at + 2] != empty[1:]
 
 
 def _decode(line: bytes) -> dict[str, Any]:

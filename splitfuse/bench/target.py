@@ -27,7 +27,8 @@ class Target:
     endpoint: Endpoint
     model: str
     prompts: Prompts
-    #: it takes what OpenAI's API lacks: outputs of exact length, and counts at the end of a stream
+    #: it takes what OpenAI's API lacks: outputs of exact length, an event for a token without text
+    #: of its own (the first bytes of a character), and counts at the end of a stream
     takes_extras: bool = True
     temperature: float = 0.0
 
@@ -41,7 +42,11 @@ class Target:
             "stream": True,
         }
         if self.takes_extras:
-            fields |= {"ignore_eos": True, "stream_options": {"include_usage": True}}
+            fields |= {
+                "ignore_eos": True,
+                "return_token_ids": True,
+                "stream_options": {"include_usage": True},
+            }
         if shape.priority:
             fields["priority"] = shape.priority
         if shape.tenant:

@@ -65,6 +65,19 @@ def test_a_stream_is_understood_however_it_is_cut(response: bytes) -> None:
     assert reply.sent_at <= reply.piece_at[0] <= reply.piece_at[-1]
 
 
+def test_a_token_without_text_of_its_own_is_a_piece_if_the_server_names_it() -> None:
+    events = (
+        b'data: {"prompt_token_ids": [4], "choices":[{"text":"","token_ids":[]}]}\n\n'
+        b'data: {"choices":[{"text":"","token_ids":[7]}]}\n\n'
+        b'data: {"choices":[{"text":"\xc3\xa9","token_ids": [8]}]}\n\n'
+        b"data: [DONE]\n\n"
+    )
+
+    reply, _ = ask(UNTIL_CLOSED + events)
+
+    assert len(reply.piece_at) == 2
+
+
 def test_a_server_that_counts_no_tokens_is_understood() -> None:
     reply, _ = ask(UNTIL_CLOSED + b'data: {"choices":[{"text":"a"}]}\n\ndata: [DONE]\n\n')
 

@@ -20,6 +20,7 @@ def test_a_server_gets_the_richest_requests_that_it_takes(
     assert target.takes_extras is takes_extras
     assert server.bodies[-1]["temperature"] == 0.5
     assert server.bodies[-1]["model"] == "tiny"
+    assert server.bodies[-1].get("return_token_ids", False) is takes_extras
 
 
 def test_a_server_that_wants_text_needs_a_tokenizer() -> None:
