@@ -23,7 +23,7 @@ typedef struct {
 /* Several phases; run by all threads. matrices: the router, then gate-and-up and down of each
  * expert. first: [num_experts + 1] rows of sorted, by expert; of this op alone, since a thread that is
  * late still counts items by it when the others have come to the next layer. `ahead` is fetched
- * meanwhile. */
+ * meanwhile, too. */
 void mixture_of_experts(const sf_op *op, const matrix *matrices, const sf_buffer *in,
                         const sf_buffer *residual, const sf_buffer *out,
                         const expert_scratch *scratch, int32_t *first, int32_t num_rows,

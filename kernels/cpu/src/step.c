@@ -66,7 +66,7 @@ static void run_by_rows(const sf_model *model, const program_op *p, walker *w) {
     for_rows(w, rows_of(model, turns ? p->op.input : p->op.output), run_rows, &call);
 }
 
-/* From op `begin` to the next attention. */
+/* From op `begin` to the next attention. Experts are not counted: which are chosen is not known. */
 static kv_ahead look_ahead_from(const sf_model *model, int32_t begin, const walker *w) {
     way until = {0};
     for (int32_t i = begin; i < model->num_ops; i++) {
