@@ -174,6 +174,21 @@ Op: TypeAlias = (
 )
 
 
+def buffers_read(op: Op) -> tuple[str, ...]:
+    """Names of the buffers that an op reads."""
+    match op:
+        case Embed():
+            return ()
+        case EmbedPositions():
+            return (op.out,)
+        case RopeStoreKv() | PagedAttention():
+            return (op.qkv,)
+        case Norm() | Linear() | MixtureOfExperts():
+            return (op.input,) if op.residual is None else (op.input, op.residual)
+        case GatedActivation() | GatherRows() | Logits():
+            return (op.input,)
+
+
 @dataclass(frozen=True, slots=True)
 class KvShape:
     """One layer's K (and equally V) of one token: `[num_kv_heads, head_dim]`."""

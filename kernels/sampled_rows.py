@@ -23,6 +23,7 @@ from kernels.program import (
     PagedAttention,
     Program,
     RopeStoreKv,
+    buffers_read,
 )
 
 _SUFFIX = ":sampled"  # behind the name of a buffer that holds its sampled rows
@@ -58,19 +59,16 @@ class _Rewriting:
         self.sampled: dict[str, Buffer] = {}
 
     def rewrite(self, op: Op) -> Iterator[Op]:
+        for name in buffers_read(op):
+            yield from self._gather(name)
         match op:
             case GatherRows():
-                yield from self._gather(op.input)
                 self._names[op.out] = self._names[op.input]
             case Norm() | Linear() | MixtureOfExperts():
-                yield from self._gather(op.input)
-                if op.residual is not None:
-                    yield from self._gather(op.residual)
                 residual = None if op.residual is None else self._names[op.residual]
                 name = self._names[op.input]
                 yield replace(op, input=name, residual=residual, out=self._written(op.out))
             case GatedActivation():
-                yield from self._gather(op.input)
                 yield replace(op, input=self._names[op.input], out=self._written(op.out))
             case Logits():
                 yield replace(op, input=self._names[op.input])
@@ -78,7 +76,11 @@ class _Rewriting:
                 raise AssertionError(f"{type(op).__name__} does not treat each row alone")
 
     def _gather(self, name: str) -> Iterator[Op]:
-        if name not in self._names:
+        if name in self._names:
+            return
+        if self._program.buffers[name].rows == "logits":
+            self._names[name] = name  # from before the last attention
+        else:
             yield GatherRows(name, self._written(name))
 
     def _written(self, name: str) -> str:
@@ -105,7 +107,6 @@ def _is_row_by_row(program: Program, tail: tuple[Op, ...]) -> bool:
 
 def _buffers(op: Op) -> Iterator[str]:
     """All that an op reads or writes."""
-    for field in ("input", "qkv", "residual", "out"):
-        name = getattr(op, field, None)
-        if name is not None:
-            yield name
+    yield from buffers_read(op)
+    if (out := getattr(op, "out", None)) is not None:
+        yield out

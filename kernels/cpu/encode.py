@@ -30,6 +30,7 @@ from kernels.program import (
     PagedAttention,
     Program,
     RopeStoreKv,
+    buffers_read,
 )
 
 
@@ -147,25 +148,11 @@ def _fuse(program: Program) -> list[Op | _GatedLinear]:
 def _is_read(name: str, ops: Sequence[Op]) -> bool:
     """Whether the next of these ops that uses a buffer reads what is in it."""
     for op in ops:
-        if name in _inputs(op):
+        if name in buffers_read(op):
             return True
         if name == getattr(op, "out", None):
             return False
     return False
-
-
-def _inputs(op: Op) -> list[str]:
-    match op:
-        case Embed():
-            return []
-        case EmbedPositions():
-            return [op.out]
-        case RopeStoreKv() | PagedAttention():
-            return [op.qkv]
-        case Norm() | Linear() | MixtureOfExperts():
-            return [op.input] if op.residual is None else [op.input, op.residual]
-        case GatedActivation() | GatherRows() | Logits():
-            return [op.input]
 
 
 def _multiplied(program: Program) -> set[str]:

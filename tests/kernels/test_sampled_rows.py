@@ -5,8 +5,9 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
-from kernels.program import GatherRows, Linear, PagedAttention, Program
+from kernels.program import GatherRows, Linear, Op, PagedAttention, Program
 from kernels.reference import ReferenceBackend
 from kernels.sampled_rows import gather_early
 from services.worker.models.config import ModelConfig
@@ -43,6 +44,12 @@ def programs() -> dict[str, Program]:
     return {"every op": every_op(), **{name: tiny(name) for name in ARCHITECTURES}}
 
 
+def logits_of(program: Program) -> Tensor:
+    backend = ReferenceBackend(program, random_weights(program, torch.float32))
+    backend.allocate_kv_cache(4, 5)
+    return backend.run(Cache(5, num_blocks=4).batch([(1, 9), (2, 4)]))
+
+
 @pytest.mark.parametrize("name", programs())
 @pytest.mark.parametrize(
     "sampled",
@@ -75,6 +82,16 @@ def test_behind_the_last_attention_nothing_multiplies_all_tokens(name: str) -> N
 
     assert multiplied
     assert {program.buffers[name].rows for name in multiplied} == {"logits"}
+
+
+def test_what_was_gathered_before_the_last_attention_is_read_as_it_is() -> None:
+    program = every_op()
+    ops: list[Op] = [op for op in program.ops if not isinstance(op, GatherRows)]
+    ops.insert(11, GatherRows("hidden", out="last"))
+    before = dataclasses.replace(program, ops=tuple(ops))
+    before.validate()
+
+    assert logits_of(gather_early(before)).equal(logits_of(before))
 
 
 def test_it_stays_as_it_is_if_all_rows_are_used_after_some_were_gathered() -> None:

@@ -42,20 +42,17 @@ static int64_t total_bytes(const kv_ahead *ahead) {
     return num_blocks * (keys_bytes(ahead->kv) + values_bytes(ahead->kv));
 }
 
-/* So many blocks on, across the ends of sequences. */
+/* So many blocks on, across the ends of sequences, or to the end. */
 static void move_on(kv_ahead *ahead, int32_t num_blocks) {
     ahead->fetched = 0;
     ahead->block += num_blocks;
-    while (ahead->sequence < ahead->batch->num_seqs) {
+    for (;;) {
         int32_t beyond = ahead->block - seen_blocks(ahead, ahead->sequence).end;
         if (beyond < 0) return;
-        if (++ahead->sequence == ahead->batch->num_seqs) return;
+        if (++ahead->sequence == ahead->batch->num_seqs) break;
         ahead->block = seen_blocks(ahead, ahead->sequence).begin + beyond;
     }
-}
-
-kv_ahead nothing_ahead(const sf_batch *batch) {
-    return (kv_ahead){.batch = batch, .sequence = batch->num_seqs};
+    ahead->bytes_left = 0;
 }
 
 static int64_t smaller(int64_t one, int64_t other) { return one < other ? one : other; }
@@ -63,7 +60,7 @@ static int64_t smaller(int64_t one, int64_t other) { return one < other ? one : 
 kv_ahead look_ahead(const sf_op *op, const kv_layer *kv, const sf_batch *batch, way until,
                     int32_t thread, int32_t num_threads) {
     kv_ahead ahead = {.op = op, .kv = kv, .batch = batch, .num_threads = num_threads};
-    if (until.num_steps == 0) return nothing_ahead(batch);
+    if (until.num_steps == 0) return ahead;
     int64_t num_bytes = smaller(total_bytes(&ahead), MAX_AHEAD_BYTES);
     int64_t num_steps = until.num_steps;
     if (until.weight_bytes > MAX_WEIGHT_BYTES) {
@@ -80,7 +77,6 @@ kv_ahead look_ahead(const sf_op *op, const kv_layer *kv, const sf_batch *batch, 
 prefetch next_ahead(kv_ahead *ahead, int64_t num_steps) {
     ahead->steps_to_wait -= num_steps;
     if (ahead->steps_to_wait > 0 || ahead->bytes_left <= 0) return (prefetch){0};
-    if (ahead->sequence == ahead->batch->num_seqs) return (prefetch){0};
     const kv_layer *kv = ahead->kv;
     int32_t block = ahead->batch->block_tables[(int64_t)ahead->sequence *
                                                    ahead->batch->max_num_blocks +

@@ -16,19 +16,16 @@ typedef struct {
     int64_t bytes_per_step;
 } prefetch;
 
-/* What is left for one thread. Threads take the blocks of all sequences in turns. */
+/* What is left for one thread; zeroed: nothing. Threads take the blocks of all sequences in turns. */
 typedef struct {
     const sf_op *op; /* the attention */
     const kv_layer *kv;
     const sf_batch *batch;
     int64_t steps_to_wait, bytes_left, bytes_per_step;
     int32_t num_threads;
-    int32_t sequence, block; /* what is being fetched; sequence num_seqs: nothing */
+    int32_t sequence, block; /* what is being fetched */
     int64_t fetched;         /* bytes of its keys and then values */
 } kv_ahead;
-
-/* Nothing to fetch. */
-kv_ahead nothing_ahead(const sf_batch *batch);
 
 /* Until attention: the steps of all loops in all threads together, and the bytes of weights. */
 typedef struct {

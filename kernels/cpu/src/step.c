@@ -80,7 +80,7 @@ static kv_ahead look_ahead_from(const sf_model *model, int32_t begin, const walk
                               num_walkers(w));
         }
     }
-    return nothing_ahead(model->batch);
+    return (kv_ahead){0};
 }
 
 static void run_op(sf_model *model, int32_t number, walker *w, kv_ahead *ahead) {
