@@ -14,11 +14,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
-import torch
-from safetensors.torch import save_file
-from torch import Tensor
+import numpy as np
+from safetensors.numpy import save_file
 
-from benchmarks.engine.__main__ import SHAPES
+from benchmarks.engine.shapes import SHAPES, random_weights
+from kernels.host_array import BFLOAT16, HostArray
 from services.worker.models.config import ModelConfig
 from services.worker.models.llama import llama
 from splitfuse.models import resolve_model
@@ -55,17 +55,15 @@ def _spelled(config: ModelConfig) -> dict[str, object]:
     return fields | {"model_type": "llama", "dtype": "bfloat16", "rope_theta": ROPE_THETA}
 
 
-def _tensors(config: ModelConfig) -> dict[str, Tensor]:
-    """Of a size that keeps activations near 1."""
+def _tensors(config: ModelConfig) -> dict[str, HostArray]:
+    """Random weights, cut into what a checkpoint calls them."""
     model = llama(config)
-    generator = torch.Generator().manual_seed(0)
-    tensors = {}
-    for name, shape in model.program.weights.items():
-        for part in model.sources[name]:
-            values = torch.randn((part.num_rows, *shape[1:]), generator=generator)
-            if len(shape) > 1:
-                values *= shape[-1] ** -0.5
-            tensors[part.tensor] = values.to(torch.bfloat16)
+    tensors: dict[str, HostArray] = {}
+    for name, weight in random_weights(model.program, BFLOAT16).items():
+        parts = model.sources[name]
+        ends = np.cumsum([part.num_rows for part in parts])
+        for part, rows in zip(parts, np.split(weight, ends[:-1]), strict=True):
+            tensors[part.tensor] = rows
     return tensors
 
 

@@ -16,46 +16,20 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from benchmarks.engine.cases import BLOCK_SIZE, CASES, Case, flop, make_batch, num_bytes
 from benchmarks.engine.machine import Gauge, Machine
+from benchmarks.engine.shapes import SHAPES, random_weights
 from kernels.backend import Backend
 from kernels.cpu.backend import CpuBackend
 from kernels.cpu.library import CpuLibrary, load_library
-from kernels.host_array import BFLOAT16, Dtype, HostArray
+from kernels.host_array import BFLOAT16, Dtype
 from kernels.program import Program
 from kernels.ragged_batch import RaggedBatch
 from kernels.sampled_rows import gather_early
 from services.worker.device import CPU, num_threads, pick_dtype
-from services.worker.models.config import ModelConfig
 from services.worker.models.llama import llama
 from services.worker.torch_backends import make_torch_backend
 
-SHAPES = {
-    "smollm2-135m": ModelConfig(
-        architectures=("LlamaForCausalLM",),
-        vocab_size=49152,
-        hidden_size=576,
-        intermediate_size=1536,
-        num_hidden_layers=30,
-        num_attention_heads=9,
-        num_key_value_heads=3,
-        max_position_embeddings=8192,
-        tie_word_embeddings=True,
-    ),
-    "llama-1b": ModelConfig(
-        architectures=("LlamaForCausalLM",),
-        vocab_size=49152,
-        hidden_size=2048,
-        intermediate_size=8192,
-        num_hidden_layers=16,
-        num_attention_heads=32,
-        num_key_value_heads=8,
-        max_position_embeddings=8192,
-        tie_word_embeddings=True,
-    ),
-}
 MIN_SECONDS, MIN_REPEATS = 1.5, 5
 
 
@@ -66,14 +40,6 @@ def make_backend(
     if name == "cpu":
         return CpuBackend(program, weights, dtype, library, threads)
     return make_torch_backend(False, CPU, program, weights, threads, lambda: None)
-
-
-def random_weights(program: Program, dtype: Dtype) -> dict[str, HostArray]:
-    rng = np.random.default_rng(0)
-    return {
-        name: (rng.standard_normal(shape, np.float32) * shape[-1] ** -0.5).astype(dtype)
-        for name, shape in program.weights.items()
-    }
 
 
 def time_steps(backend: Backend[Any], batch: RaggedBatch) -> list[float]:

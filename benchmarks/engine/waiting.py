@@ -15,8 +15,8 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-from benchmarks.engine.__main__ import SHAPES, random_weights
 from benchmarks.engine.cases import BLOCK_SIZE, CASES, make_batch
+from benchmarks.engine.shapes import SHAPES, random_weights
 from kernels.cpu.backend import CpuBackend
 from kernels.cpu.library import load_library
 from kernels.host_array import BFLOAT16

@@ -9,11 +9,12 @@ import pytest
 from benchmarks.engine import __main__ as engine
 from benchmarks.engine.cases import CASES, Case, flop, num_bytes
 from benchmarks.engine.machine import Machine
+from benchmarks.engine.shapes import SHAPES
 from kernels.sampled_rows import gather_early
 from services.worker.models.llama import llama
 
 SHAPE = msgspec.structs.replace(
-    engine.SHAPES["smollm2-135m"], num_hidden_layers=2, vocab_size=1000, hidden_size=72
+    SHAPES["smollm2-135m"], num_hidden_layers=2, vocab_size=1000, hidden_size=72
 )
 
 

@@ -6,7 +6,7 @@ import msgspec
 import numpy as np
 import pytest
 
-from benchmarks.engine.__main__ import SHAPES
+from benchmarks.engine.shapes import SHAPES
 from benchmarks.random_model import COPIED, write_model
 from kernels.host_array import BFLOAT16
 from services.worker.models.config import read_config
