@@ -20,7 +20,7 @@ async def read_events(response: httpx.Response) -> AsyncIterator[dict[str, Any]]
     """
     if response.status_code != httpx.codes.OK:
         raise parse_error(response.status_code, await response.aread())
-    async for line in response.aiter_lines():
+    async for line in _lines(response):
         if not line.startswith(_DATA):
             continue
         data = line.removeprefix(_DATA).strip()
@@ -31,3 +31,12 @@ async def read_events(response: httpx.Response) -> AsyncIterator[dict[str, Any]]
             raise parse_error(response.status_code, data.encode())
         yield event
     raise parse_error(response.status_code, b"the stream ended early")
+
+
+async def _lines(response: httpx.Response) -> AsyncIterator[str]:
+    """Whole lines; httpx also ends one at U+2028 and its like, which JSON may hold as they are."""
+    rest = b""
+    async for part in response.aiter_bytes():
+        *lines, rest = (rest + part).split(b"\n")
+        for line in lines:
+            yield line.decode()

@@ -15,7 +15,7 @@ _LINE_ENDS = re.compile(rb"\xc2\x85|\xe2\x80[\xa8\xa9]")
 
 
 def encode_event(data: Any) -> bytes:
-    """One event with `data` as its JSON, in which nothing ends a line, nor does in Unicode."""
+    """One event with `data` as its JSON, in which no character ends a line."""
     return b"data: %b\n\n" % _LINE_ENDS.sub(_escape, _encoder.encode(data))
 
 
