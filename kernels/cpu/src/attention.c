@@ -234,13 +234,17 @@ INLINE ivec visible_lanes(const tile_group *group, key_range visible, int lane) 
 
 static const float LOG2_E = 1.44269504f;
 
+/* How far above the row's maximum a later score may lie before that is raised, in units of log(2):
+ * weights stay below 2^8, and nearly no group makes its rows scale what they have summed. */
+static const float MAX_EXCESS = 8.0f;
+
 /* From q · k to the score in units of log(2). */
 INLINE vec scale_score(const sf_op *op, vec x) {
     if (op->soft_cap <= 0) return x * (op->scale * LOG2_E);
     return op->soft_cap * LOG2_E * tanh_vec(x * (op->scale / op->soft_cap));
 }
 
-/* A larger maximum makes what was summed smaller. */
+/* What was summed gets smaller by as much. */
 INLINE void raise_max(row_sums *row, float max, int32_t value_dim) {
     vec factor = exp2_vec(splat(row->max - max));
     store(row->lane_sums, load(row->lane_sums) * factor);
@@ -250,22 +254,12 @@ INLINE void raise_max(row_sums *row, float max, int32_t value_dim) {
     row->max = max;
 }
 
-/* 2^x of x <= 0, below -126 as at -126; a relative error of 2e-7, or of 4e-5 where it is rounded to
- * bfloat16 anyway. NaN stays NaN. See exp2_vec. */
+/* 2^x of x <= MAX_EXCESS, zero where a key is hidden; a relative error of 2e-7, or of 8e-5 where it
+ * is rounded to bfloat16 anyway. NaN stays NaN. */
 INLINE vec weight_of(int arithmetic, vec x) {
-    x = max_vec(splat(-126.0f), x);
-    vec shifted = x + 12582912.0f;
-    vec f = x - (shifted - 12582912.0f);
-    vec p = splat(9.6181291e-3f);
-    if (arithmetic != DOT_PAIRS) {
-        p = fma_vec(splat(1.5403530e-4f), f, splat(1.3333558e-3f));
-        p = fma_vec(p, f, splat(9.6181291e-3f));
-    }
-    p = fma_vec(p, f, splat(5.5504109e-2f));
-    p = fma_vec(p, f, splat(2.4022651e-1f));
-    p = fma_vec(p, f, splat(6.9314718e-1f));
-    p = fma_vec(p, f, splat(1.0f));
-    return (vec)((ivec)p + ((ivec)shifted << 23));
+    if (arithmetic == DOT_PAIRS) return exp2_rough(x);
+    vec weight = exp2_vec(x);
+    return (vec)(~(x < -126.0f) & (ivec)weight);
 }
 
 INLINE void store_weight(int arithmetic, char *p, int vector, vec weight) {
@@ -276,42 +270,43 @@ INLINE void store_weight(int arithmetic, char *p, int vector, vec weight) {
     }
 }
 
-/* Weights of a row's keys, as `p` and in its sum; all keys of the group are visible. */
-INLINE void weigh_whole_row(int arithmetic, const sf_op *op, const float *products, char *p,
-                            row_sums *row, int32_t value_dim) {
-    const float scale = op->scale * LOG2_E;
-    vec max = load(products);
-    for (int v = 1; v < GROUP_VECTORS; v++) max = max_vec(load(products + v * LANES), max);
-    float largest = max_lanes(max) * scale;
-    if (largest > row->max) raise_max(row, largest, value_dim);
-    vec sum = load(row->lane_sums);
-#pragma GCC unroll 4
-    for (int v = 0; v < GROUP_VECTORS; v++) {
-        vec weight = weight_of(arithmetic, load(products + v * LANES) * scale - row->max);
-        sum += weight;
-        store_weight(arithmetic, p, v, weight);
-    }
-    store(row->lane_sums, sum);
+/* A row and the group of keys that it is with. */
+typedef struct {
+    const sf_op *op;
+    const tile_group *group;
+    key_range visible;
+    const float *products; /* q · k of all keys of the group */
+} weighing;
+
+/* Scores of a vector of keys less `max`. */
+INLINE vec scores_above(const weighing *w, bool is_whole, int vector, float max) {
+    vec products = load(w->products + vector * LANES);
+    if (is_whole) return fma_vec(products, splat(w->op->scale * LOG2_E), splat(-max));
+    ivec is_visible = visible_lanes(w->group, w->visible, vector * LANES);
+    return blend(is_visible, scale_score(w->op, products) - max, splat(HIDDEN_SCORE));
 }
 
-/* The same where some of `vectors` vectors of keys are hidden, or scores are capped. */
-INLINE void weigh_row(int arithmetic, const sf_op *op, int vectors, const tile_group *group,
-                      key_range visible, float *scores, char *p, row_sums *row,
-                      int32_t value_dim) {
-    vec max = splat(HIDDEN_SCORE);
-    for (int v = 0; v < vectors; v++) {
-        vec x = blend(visible_lanes(group, visible, v * LANES),
-                      scale_score(op, load(scores + v * LANES)), splat(HIDDEN_SCORE));
-        store(scores + v * LANES, x);
-        max = max_vec(x, max);
+INLINE vec largest_scores(const vec *scores, int vectors) {
+    vec max = scores[0];
+    for (int v = 1; v < vectors; v++) max = max_vec(scores[v], max);
+    return max;
+}
+
+/* Weights of the keys in `vectors` vectors, as `p` and in the row's sum. Keys are first tried with
+ * the maximum as it is, so that they do not wait for the largest of them to be found. */
+INLINE void weigh_row(int arithmetic, const weighing *w, bool is_whole, int vectors, char *p,
+                      row_sums *row, int32_t value_dim) {
+    vec scores[GROUP_VECTORS];
+    for (int v = 0; v < vectors; v++) scores[v] = scores_above(w, is_whole, v, row->max);
+    if (any_above(largest_scores(scores, vectors), MAX_EXCESS)) {
+        for (int v = 0; v < vectors; v++) scores[v] = scores_above(w, is_whole, v, 0.0f);
+        raise_max(row, max_lanes(largest_scores(scores, vectors)), value_dim);
+        for (int v = 0; v < vectors; v++) scores[v] = scores_above(w, is_whole, v, row->max);
     }
-    float largest = max_lanes(max);
-    if (largest > row->max) raise_max(row, largest, value_dim);
     vec sum = load(row->lane_sums);
+#pragma GCC unroll 4
     for (int v = 0; v < vectors; v++) {
-        vec x = load(scores + v * LANES);
-        vec weight = weight_of(arithmetic, x - row->max);
-        weight = blend(x == HIDDEN_SCORE, splat(0.0f), weight);
+        vec weight = weight_of(arithmetic, scores[v]);
         sum += weight;
         store_weight(arithmetic, p, v, weight);
     }
@@ -448,14 +443,15 @@ INLINE char *weights_of(int arithmetic, row_block *block, int row) {
 
 INLINE void weigh_rows(int arithmetic, int rows, const item_view *item, const key_range *visible,
                        const tile_group *group, int32_t num_tiles, row_block *block) {
-    int32_t value_dim = item->kv->value_dim;
+    const int32_t value_dim = item->kv->value_dim;
+    const int vectors = num_tiles * KEYS_PER_TILE / LANES;
     for (int r = 0; r < rows; r++) {
+        weighing w = {item->op, group, visible[r], block->scores[r]};
         char *p = weights_of(arithmetic, block, r);
         if (item->op->soft_cap <= 0 && sees_all(group, visible[r])) {
-            weigh_whole_row(arithmetic, item->op, block->scores[r], p, block->sums[r], value_dim);
+            weigh_row(arithmetic, &w, true, GROUP_VECTORS, p, block->sums[r], value_dim);
         } else {
-            weigh_row(arithmetic, item->op, num_tiles * KEYS_PER_TILE / LANES, group, visible[r],
-                      block->scores[r], p, block->sums[r], value_dim);
+            weigh_row(arithmetic, &w, false, vectors, p, block->sums[r], value_dim);
         }
     }
 }

@@ -16,7 +16,7 @@ enum {
  * partial results, too. Scores are in units of log(2). */
 typedef struct {
     float lane_sums[16]; /* of exp2(score - max), by lane of the vectors of keys */
-    float max;           /* largest score; HIDDEN_SCORE: no key yet */
+    float max;           /* about the largest score, see MAX_EXCESS; HIDDEN_SCORE: no key yet */
     float unused[15];
     float values[]; /* [value_dim] of exp2(score - max) * value */
 } row_sums;

@@ -88,6 +88,20 @@ INLINE float max_lanes(vec x) {
 #endif
 }
 
+/* Whether any lane is; a NaN is not. */
+INLINE int any_above(vec x, float limit) {
+#if LANES == 16
+    return _mm512_cmp_ps_mask((__m512)x, (__m512)splat(limit), _CMP_GT_OQ) != 0;
+#elif LANES == 8
+    return _mm256_movemask_ps((__m256)(x > limit)) != 0;
+#else
+    int32_t any = 0;
+    ivec is_above = x > limit;
+    for (int i = 0; i < LANES; i++) any |= is_above[i];
+    return any != 0;
+#endif
+}
+
 /* 0, 1, 2, ... */
 INLINE ivec lane_numbers(void) {
     ivec n;
@@ -104,10 +118,16 @@ INLINE float bf16_to_float(bf16 x) {
     return f;
 }
 
-INLINE vec load_bf16(const bf16 *p) {
-    hvec half = *(const hvec_mem *)p;
-    return (vec)(__builtin_convertvector(half, uvec) << 16);
+/* GCC converts halves of 512 bits one after the other and joins them. */
+INLINE uvec widen(hvec half) {
+#if LANES == 16
+    return (uvec)_mm512_cvtepu16_epi32((__m256i)half);
+#else
+    return __builtin_convertvector(half, uvec);
+#endif
 }
+
+INLINE vec load_bf16(const bf16 *p) { return (vec)(widen(*(const hvec_mem *)p) << 16); }
 
 /* Rounds to nearest, ties to even; NaN stays NaN. */
 INLINE void store_bf16(bf16 *p, vec x) {
@@ -159,6 +179,20 @@ INLINE vec exp2_vec(vec x) {
     p = fma_vec(p, f, splat(6.9314718e-1f));
     p = fma_vec(p, f, splat(1.0f));
     return (vec)((ivec)p + ((ivec)shifted << 23));
+}
+
+/* 2^x with a relative error of 8e-5, for what is rounded to bfloat16 next; zero where x is far below
+ * -126. The polynomial is that of the least relative error over 0 .. 1. */
+INLINE vec exp2_rough(vec x) {
+#if LANES == 16
+    vec f = (vec)_mm512_reduce_ps((__m512)x, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);
+    vec p = fma_vec(splat(0.07802452f), f, splat(0.22606719f));
+    p = fma_vec(p, f, splat(0.6958335f));
+    p = fma_vec(p, f, splat(0.9999252f));
+    return (vec)_mm512_scalef_ps((__m512)p, (__m512)x);
+#else
+    return exp2_vec(x);
+#endif
 }
 
 INLINE vec exp_vec(vec x) { return exp2_vec(x * 1.44269504f); }

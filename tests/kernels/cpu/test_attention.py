@@ -119,10 +119,18 @@ def attend_mixed(backend: Backend[Tensor] | CpuBackend, block_size: int) -> Tens
     return result
 
 
-def compare(library: CpuLibrary, heads: Heads, dtype: torch.dtype, block_size: int) -> Tensor:
-    """Absolute errors of MIXED, on three threads, against the reference in float32."""
+def compare(
+    library: CpuLibrary, heads: Heads, dtype: torch.dtype, block_size: int, spread: float = 1.0
+) -> Tensor:
+    """Absolute errors of MIXED, on three threads, against the reference in float32.
+
+    Args:
+        spread: standard deviation of the scores.
+    """
     program = attention_alone(heads)
     weights = weights_of(program, dtype)
+    num_qk_heads = heads.num_heads + heads.num_kv_heads
+    weights["tokens"][:, : num_qk_heads * heads.head_dim] *= spread**0.5
     exact = ReferenceBackend(program, {name: w.float() for name, w in weights.items()})
     ours = cpu_backend(program, weights, library, num_threads=3)
     for backend in (exact, ours):
@@ -148,6 +156,16 @@ def test_a_mixed_batch_is_what_the_reference_makes_of_it(
     library: CpuLibrary, heads: Heads, dtype: torch.dtype
 ) -> None:
     assert compare(library, heads, dtype, block_size=16).max() < TOLERANCE[dtype]
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-3), (torch.bfloat16, 4e-2)])
+@pytest.mark.parametrize("spread", [0.0, 3.0, 16.0, 400.0])
+def test_later_keys_may_score_higher_by_any_amount(
+    library: CpuLibrary, dtype: torch.dtype, tolerance: float, spread: float
+) -> None:
+    errors = compare(library, plain(3, 1, 64), dtype, block_size=16, spread=spread)
+
+    assert errors.max() < tolerance
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
