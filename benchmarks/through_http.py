@@ -1,10 +1,12 @@
 """What the way through HTTP costs: tokens per second of streams, beside the engine that makes them.
 
     python -m benchmarks.through_http [--clients 1 8 32] [--rounds 5] [--tokens 256]
+                                      [--model DIRECTORY] [--cpu-threads N]
 
 The engine alone decodes so many sequences in a loop, in its own process; then `splitfuse serve`
 streams as many to clients, through all four services. They take turns, so that both see the same
 machine. The client runs on the same cores, and its processor time is shown: it only counts bytes.
+With fewer threads than cores the others keep out of the engine's way.
 """
 
 import argparse
@@ -121,9 +123,12 @@ def new_sequence(index: int, num_tokens: int) -> NewSequence:
     )
 
 
-def engine_alone(model_dir: str, clients: Sequence[int], num_tokens: int) -> dict[int, float]:
+def engine_alone(
+    model_dir: str, clients: Sequence[int], num_tokens: int, threads: int | None
+) -> dict[int, float]:
     """Tokens per second of the engine in a loop; run in a process of its own."""
-    engine = Engine(Path(model_dir), WorkerOptions.model_validate({"block_size": BLOCK_SIZE}))
+    options = {"block_size": BLOCK_SIZE, "cpu_threads": threads}
+    engine = Engine(Path(model_dir), WorkerOptions.model_validate(options))
     rates = {}
     for count in clients:
         engine.reset()
@@ -139,9 +144,11 @@ def engine_alone(model_dir: str, clients: Sequence[int], num_tokens: int) -> dic
     return rates
 
 
-def in_own_process(model_dir: str, clients: Sequence[int], num_tokens: int) -> dict[int, float]:
+def in_own_process(
+    model_dir: str, clients: Sequence[int], num_tokens: int, threads: int | None
+) -> dict[int, float]:
     with multiprocessing.get_context("spawn").Pool(1) as pool:
-        return pool.apply(engine_alone, (model_dir, clients, num_tokens))
+        return pool.apply(engine_alone, (model_dir, clients, num_tokens, threads))
 
 
 @dataclass(frozen=True)
@@ -176,11 +183,16 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--tokens", type=int, default=256)
     parser.add_argument("--model", help="as `splitfuse serve` takes it; other flags go there, too")
+    parser.add_argument("--cpu-threads", type=int, help="of the engine, alone and served")
     options, flags = parser.parse_known_args()
     model_dir = str(resolve_model(options.model, print))
+    if options.cpu_threads is not None:
+        flags += ["--cpu-threads", str(options.cpu_threads)]
     alone, served = [], []
     for _ in range(options.rounds):
-        alone.append(in_own_process(model_dir, options.clients, options.tokens))
+        alone.append(
+            in_own_process(model_dir, options.clients, options.tokens, options.cpu_threads)
+        )
         served.append(through_http(options.clients, options.tokens, [model_dir, *flags]))
     for count in options.clients:
         print(f"{count:3d} clients: {summary(count, alone, served)}")

@@ -40,12 +40,20 @@ EXIT_CONFIG = 2
 MIB = 1024**2
 
 
+def _may_be_host(name: str) -> bool:
+    """Whether a resolver takes it: no label of a name is empty or longer than 63 bytes."""
+    try:
+        return bool(name.encode("idna"))
+    except UnicodeError:
+        return False
+
+
 def _check_address(value: str) -> str:
     if value.startswith("ipc:///") and len(value) > len("ipc:///"):
         return value
     if value.startswith("tcp://"):
         host, _, port = value.removeprefix("tcp://").rpartition(":")
-        if host and port.isdecimal() and 0 < int(port) < 65536:
+        if _may_be_host(host) and port.isdecimal() and 0 < int(port) < 65536:
             return value
     raise ValueError(
         f"{value!r} is not an address: write tcp://HOST:PORT or ipc:///DIRECTORY (an absolute path)"

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Literal, TypeAlias
 
+from common.errors import StartupError
 from kernels.program import (
     Activation,
     Buffer,
@@ -86,7 +87,13 @@ class ModelBuilder:
     def attention(
         self, layer: int, rope: Rope | None, num_kv_heads: int, window: int | None = None
     ) -> None:
-        """Store K and V of `qkv`, and attend with its q; the result is `attended`."""
+        """Store K and V of `qkv`, and attend with its q; the result is `attended`.
+
+        Raises:
+            StartupError: the window holds no token.
+        """
+        if window is not None and window < 1:
+            raise StartupError(f"sliding_window is {window}, it must be at least 1")
         num_heads, size = self._config.num_attention_heads, self._config.head_size
         self._ops.append(RopeStoreKv("qkv", layer, num_heads, num_kv_heads, size, rope))
         out = self._written("attended", num_heads * size)

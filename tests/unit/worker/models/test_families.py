@@ -134,6 +134,7 @@ def test_an_opt_without_the_prefix_is_the_same_model(tmp_path: Path, backend: st
         ("opt", {"layer_norm_elementwise_affine": False}, "layer_norm_elementwise_affine False"),
         ("opt", {"activation_function": "tanh"}, "hidden_act 'tanh' is not supported"),
         ("mixtral", {"num_experts_per_tok": 6}, "num_experts_per_tok is 6, .*num_local_experts 5"),
+        ("mixtral", {"sliding_window": 0}, "sliding_window is 0, it must be at least 1"),
         ("qwen2", {"layer_types": ["full_attention"] * 2}, "layer_types has 2 for 3 layers"),
         ("qwen2", {"layer_types": ["chunked_attention"] * 3}, "layer_types chunked_attention are"),
     ],
