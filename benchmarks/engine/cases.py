@@ -60,12 +60,19 @@ def make_batch(case: Case, vocab_size: int, seed: int = 0) -> RaggedBatch:
     )
 
 
-def num_bytes(program: Program, case: Case, element_bytes: int) -> float:
-    """Weights once, and the K and V of every sequence once."""
+def num_bytes(
+    program: Program, case: Case, element_bytes: int, weight_bytes: float | None = None
+) -> float:
+    """Weights once, and the K and V of every sequence once.
+
+    Args:
+        weight_bytes: of a weight as it lies in memory; None: an element.
+    """
     matrices = {op.weight for op in program.ops if isinstance(op, Linear | Logits)}
     weights = sum(rows * width for rows, width in (program.weights[m] for m in matrices))
     width = sum(2 * layer.num_kv_heads * layer.head_dim for layer in program.kv_layers)
-    return element_bytes * (weights + width * sum(kv_len for _, kv_len in case.sequences))
+    kv = element_bytes * width * sum(kv_len for _, kv_len in case.sequences)
+    return weights * (weight_bytes or element_bytes) + kv
 
 
 def flop(program: Program, case: Case) -> float:

@@ -1,5 +1,7 @@
 #include "matrix.h"
 
+#include <stdlib.h>
+
 #include "pointwise.h"
 
 enum {
@@ -17,14 +19,18 @@ matrix describe_matrix(int32_t dtype, int32_t in_width, int32_t out_width, int32
                        int32_t num_threads) {
     int32_t outputs_per_block = is_gated ? LANES : BLOCK_COLUMNS;
     int32_t outputs = is_gated ? out_width / 2 : out_width;
-    int64_t pairs = (in_width + 1) / 2;
+    int64_t pairs = (in_width + 1) / 2, steps = (pairs + 1) / 2;
+    bool is_coded = HAS_WEIGHT_CODE && dtype == SF_BFLOAT16;
+    int64_t plain_bytes =
+        BLOCK_COLUMNS * 4 * (dtype == SF_BFLOAT16 ? pairs : (int64_t)in_width);
     return (matrix){
         .dtype = dtype,
         .in_width = in_width,
         .out_width = out_width,
         .is_gated = is_gated,
         .num_blocks = (outputs + outputs_per_block - 1) / outputs_per_block,
-        .block_bytes = BLOCK_COLUMNS * 4 * (dtype == SF_BFLOAT16 ? pairs : (int64_t)in_width),
+        .block_bytes = is_coded ? steps * CODED_STEP_BYTES : plain_bytes,
+        .is_coded = is_coded,
         .num_threads = num_threads,
     };
 }
@@ -56,23 +62,53 @@ static void pack_column_float32(const matrix *m, const float *row, float *column
     for (int32_t k = 0; k < m->in_width; k++) column[(int64_t)k * BLOCK_COLUMNS] = row[k];
 }
 
-void pack_share(const matrix *m, const void *weights, int32_t thread) {
+/* `packed` is zero. */
+static void pack_block(const matrix *m, const void *weights, int32_t block, char *packed) {
+    for (int32_t column = 0; column < BLOCK_COLUMNS; column++) {
+        int64_t row = source_row(m, block, column);
+        if (row < 0) continue;
+        if (m->dtype == SF_BFLOAT16) {
+            const bf16 *source = (const bf16 *)weights + row * m->in_width;
+            pack_column_bf16(m, source, (bf16 *)packed + 2 * column);
+        } else {
+            const float *source = (const float *)weights + row * m->in_width;
+            pack_column_float32(m, source, (float *)packed + column);
+        }
+    }
+}
+
+static int32_t num_coded_steps(const matrix *m) {
+    return (int32_t)(m->block_bytes / CODED_STEP_BYTES);
+}
+
+static int32_t encode_share(const matrix *m, const void *weights, int32_t thread) {
+    int32_t begin = share_begin(m, thread), end = share_begin(m, thread + 1);
+    rare_weights *rare = &m->rare[thread];
+    size_t bytes = (size_t)num_coded_steps(m) * CODED_WEIGHTS * sizeof(bf16);
+    bf16 *packed = malloc(bytes);
+    int32_t failed = packed == NULL ? -1 : clear_rare_weights(rare, end - begin);
+    for (int32_t block = begin; block < end && failed == 0; block++) {
+        char *to = m->shares[thread] + (block - begin) * m->block_bytes;
+        memset(packed, 0, bytes);
+        pack_block(m, weights, block, (char *)packed);
+        failed = encode_block(&m->code, packed, num_coded_steps(m), to, rare, block - begin);
+    }
+    free(packed);
+    return failed;
+}
+
+void prepare_packing(matrix *m, const void *weights) {
+    if (m->is_coded) m->code = choose_weight_code(weights, m->out_width, m->in_width);
+}
+
+int32_t pack_share(const matrix *m, const void *weights, int32_t thread) {
+    if (m->is_coded) return encode_share(m, weights, thread);
     int32_t begin = share_begin(m, thread), end = share_begin(m, thread + 1);
     memset(m->shares[thread], 0, (size_t)((end - begin) * m->block_bytes));
     for (int32_t block = begin; block < end; block++) {
-        char *packed = m->shares[thread] + (block - begin) * m->block_bytes;
-        for (int32_t column = 0; column < BLOCK_COLUMNS; column++) {
-            int64_t row = source_row(m, block, column);
-            if (row < 0) continue;
-            if (m->dtype == SF_BFLOAT16) {
-                const bf16 *source = (const bf16 *)weights + row * m->in_width;
-                pack_column_bf16(m, source, (bf16 *)packed + 2 * column);
-            } else {
-                const float *source = (const float *)weights + row * m->in_width;
-                pack_column_float32(m, source, (float *)packed + column);
-            }
-        }
+        pack_block(m, weights, block, m->shares[thread] + (block - begin) * m->block_bytes);
     }
+    return 0;
 }
 
 /* ── multiplying ───────────────────────────────────────────────────────────────────────────── */
@@ -95,19 +131,25 @@ INLINE void store_sums(tile *out, int rows, vec sums[][2]) {
     }
 }
 
+/* A pair of inputs of each row, `a` that of the first. */
+INLINE void multiply_pair(int rows, const bf16 *a, int64_t stride, uvec first, uvec second,
+                          vec sums[][2]) {
+#pragma GCC unroll 12
+    for (int i = 0; i < rows; i++) {
+        uvec x = splat_pair(a + i * stride);
+        sums[i][0] = dot_pairs(sums[i][0], x, first);
+        sums[i][1] = dot_pairs(sums[i][1], x, second);
+    }
+}
+
 INLINE void multiply_group_bf16(int rows, const bf16 *a, int64_t stride, const bf16 *block,
                                 int32_t num_pairs, prefetches next, tile *out) {
     vec sums[MAX_GROUP_ROWS][2] = {};
     for (int32_t pair = 0; pair < num_pairs; pair++) {
         const bf16 *weights = block + (int64_t)pair * 2 * BLOCK_COLUMNS;
-        uvec first = load_pairs(weights), second = load_pairs(weights + 2 * LANES);
         fetch(next, pair);
-#pragma GCC unroll 12
-        for (int i = 0; i < rows; i++) {
-            uvec x = splat_pair(a + i * stride + 2 * pair);
-            sums[i][0] = dot_pairs(sums[i][0], x, first);
-            sums[i][1] = dot_pairs(sums[i][1], x, second);
-        }
+        multiply_pair(rows, a + 2 * pair, stride, load_pairs(weights),
+                      load_pairs(weights + 2 * LANES), sums);
     }
     store_sums(out, rows, sums);
 }
@@ -161,6 +203,76 @@ static void multiply_rows(const matrix *m, int rows, const sf_buffer *in, int64_
 #endif
     }
 }
+
+/* ── multiplying what is coded ─────────────────────────────────────────────────────────────── */
+
+/* A block in memory. */
+typedef struct {
+    const weight_code *code;
+    const char *steps;
+    int32_t num_steps;
+    const rare_weight *rare, *end_of_rare;
+} coded_block;
+
+/* What the rare weights add: their codes say zero. The same for any number of rows. */
+static void add_rare_products(int rows, const bf16 *a, int64_t stride, const coded_block *block,
+                              tile *out) {
+    for (const rare_weight *rare = block->rare; rare < block->end_of_rare; rare++) {
+        int32_t input = 4 * rare->step + input_of_place(rare->place);
+        int32_t column = column_of_place(rare->place);
+        float weight = bf16_to_float(rare->weight);
+        for (int i = 0; i < rows; i++) {
+            out->sums[i][column] += bf16_to_float(a[i * stride + input]) * weight;
+        }
+    }
+}
+
+#if LANES == 16
+
+/* Decodes while it multiplies: that takes other units of the core. */
+INLINE void multiply_coded(int rows, const bf16 *a, int64_t stride, const coded_block *block,
+                           prefetches next, tile *out) {
+    vec sums[MAX_GROUP_ROWS][2] = {};
+    const decoder d = make_decoder(block->code);
+    for (int32_t step = 0; step < block->num_steps; step++) {
+        decoded_step s = decode_step(d, block->steps + (int64_t)step * CODED_STEP_BYTES);
+        fetch(next, 2 * step);
+        fetch(next, 2 * step + 1);
+        multiply_pair(rows, a + 4 * step, stride, s.vectors[0], s.vectors[1], sums);
+        multiply_pair(rows, a + 4 * step + 2, stride, s.vectors[2], s.vectors[3], sums);
+    }
+    store_sums(out, rows, sums);
+}
+
+static void multiply_coded_rows(int rows, const bf16 *a, int64_t stride, const coded_block *block,
+                                prefetches next, tile *out) {
+    switch (rows) {
+    case 1: multiply_coded(1, a, stride, block, next, out); break;
+    case 2: multiply_coded(2, a, stride, block, next, out); break;
+    case 3: multiply_coded(3, a, stride, block, next, out); break;
+    case 4: multiply_coded(4, a, stride, block, next, out); break;
+    case 5: multiply_coded(5, a, stride, block, next, out); break;
+    case 6: multiply_coded(6, a, stride, block, next, out); break;
+    case 7: multiply_coded(7, a, stride, block, next, out); break;
+    case 8: multiply_coded(8, a, stride, block, next, out); break;
+    case 9: multiply_coded(9, a, stride, block, next, out); break;
+    case 10: multiply_coded(10, a, stride, block, next, out); break;
+    case 11: multiply_coded(11, a, stride, block, next, out); break;
+    case 12: multiply_coded(12, a, stride, block, next, out); break;
+    }
+    add_rare_products(rows, a, stride, block, out);
+}
+
+#else
+
+/* Nothing is coded there. */
+static void multiply_coded_rows(int rows, const bf16 *a, int64_t stride, const coded_block *block,
+                                prefetches next, tile *out) {
+    (void)next;
+    add_rare_products(rows, a, stride, block, out);
+}
+
+#endif
 
 /* ── what follows ──────────────────────────────────────────────────────────────────────────── */
 
@@ -241,13 +353,13 @@ static int64_t num_steps(const matrix *m) {
  * the other line is free. */
 static prefetches plan_prefetches(const matrix *m, const char *block, int32_t group,
                                   int32_t num_groups, kv_ahead *ahead) {
+    int64_t per_step = m->is_coded ? CODED_STEP_BYTES / 2 : 4 * BLOCK_COLUMNS;
     if (num_groups == 1) {
         const char *next = block + PREFETCH_AHEAD_BYTES;
-        int64_t per_step = 4 * BLOCK_COLUMNS;
         return (prefetches){{next, per_step}, {next + 64, per_step}};
     }
     int64_t part = m->block_bytes / num_groups;
-    prefetch next = {block + m->block_bytes + group * part, 4 * BLOCK_COLUMNS / num_groups};
+    prefetch next = {block + m->block_bytes + group * part, (per_step - 1) / num_groups + 1};
     prefetch other = {0};
     if (num_groups >= MIN_FETCHING_GROUPS) other = next_ahead(ahead, num_steps(m));
     return (prefetches){next, other.begin == NULL ? next : other};
@@ -299,7 +411,7 @@ static void begin_multiplying(const matrix *m, row_cuts cuts, walker *w) {
 /* What an item multiplies. */
 typedef struct {
     const char *packed;
-    int32_t block;
+    int32_t block, block_of_share, share;
     int32_t first_row, num_rows, num_groups; /* of the panel */
     int32_t begin_group, end_group;          /* of the item */
 } product;
@@ -314,6 +426,8 @@ static product find_product(const matrix *m, row_cuts cuts, int32_t num_rows, it
     return (product){
         .packed = m->shares[i.queue] + block * m->block_bytes,
         .block = share_begin(m, i.queue) + block,
+        .block_of_share = block,
+        .share = i.queue,
         .first_row = begin,
         .num_rows = end - begin,
         .num_groups = num_groups,
@@ -326,14 +440,36 @@ INLINE int32_t first_row_of(const product *p, int32_t group) {
     return p->first_row + (int32_t)((int64_t)p->num_rows * group / p->num_groups);
 }
 
+static coded_block coded_block_of(const matrix *m, const product *p) {
+    const rare_weights *rare = &m->rare[p->share];
+    int64_t first = p->block_of_share == 0 ? 0 : rare->ends[p->block_of_share - 1];
+    return (coded_block){
+        .code = &m->code,
+        .steps = p->packed,
+        .num_steps = num_coded_steps(m),
+        .rare = rare->weights + first,
+        .end_of_rare = rare->weights + rare->ends[p->block_of_share],
+    };
+}
+
+static void multiply_one_group(const matrix *m, const sf_buffer *in, const product *p,
+                               int32_t group, kv_ahead *ahead, tile *out) {
+    int32_t row = first_row_of(p, group), rows = first_row_of(p, group + 1) - row;
+    prefetches next = plan_prefetches(m, p->packed, group, p->num_groups, ahead);
+    if (m->is_coded) {
+        coded_block block = coded_block_of(m, p);
+        multiply_coded_rows(rows, (const bf16 *)row_of(in, row), in->stride, &block, next, out);
+    } else {
+        multiply_rows(m, rows, in, row, p->packed, next, out);
+    }
+}
+
 /* False: given up, because another thread is ahead. */
 static bool compute_product(const matrix *m, const sf_buffer *in, const product *p,
                             const walker *w, item i, kv_ahead *ahead, tile *tiles) {
     for (int32_t group = p->begin_group; group < p->end_group; group++) {
         if (group > p->begin_group && is_taken_over(w, i)) return false;
-        int32_t row = first_row_of(p, group);
-        prefetches next = plan_prefetches(m, p->packed, group, p->num_groups, ahead);
-        multiply_rows(m, first_row_of(p, group + 1) - row, in, row, p->packed, next, tiles++);
+        multiply_one_group(m, in, p, group, ahead, tiles++);
     }
     return true;
 }

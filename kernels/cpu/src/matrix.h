@@ -5,8 +5,8 @@
  *
  *     float32  [in_width][BLOCK_COLUMNS]      bfloat16  [ceil(in_width / 2)][BLOCK_COLUMNS][2]
  *
- * so that one broadcast of an activation multiplies whole registers of weights. Outputs beyond
- * out_width and inputs beyond in_width are zero. A gated matrix [gate | up] interleaves the two: each
+ * so that one broadcast of an activation multiplies whole registers of weights. Where there is a
+ * weight code, bfloat16 is kept in that, with an even number of pairs. Outputs beyond out_width and inputs beyond in_width are zero. A gated matrix [gate | up] interleaves the two: each
  * block has LANES outputs of the gate, then the same of up, and makes LANES outputs.
  *
  * Each thread has a contiguous share of the blocks, in an arena of its own in which the shares of all
@@ -21,6 +21,7 @@
 #include "kv_ahead.h"
 #include "simd.h"
 #include "splitfuse_cpu.h"
+#include "weight_code.h"
 
 enum {
     BLOCK_COLUMNS = 2 * LANES,
@@ -36,7 +37,10 @@ typedef struct {
     int32_t dtype, in_width, out_width, is_gated;
     int32_t num_blocks;
     int64_t block_bytes;
+    bool is_coded;
     char **shares; /* [num_threads] where a thread's first block lies */
+    weight_code code;
+    rare_weights *rare; /* [num_threads] of a thread's blocks */
     int32_t num_threads;
 } matrix;
 
@@ -55,8 +59,11 @@ matrix describe_matrix(int32_t dtype, int32_t in_width, int32_t out_width, int32
 /* The blocks of thread t are [share_begin(t), share_begin(t + 1)). */
 int32_t share_begin(const matrix *m, int32_t thread);
 
-/* Pack the share of one thread from row-major weights [out_width, in_width]. */
-void pack_share(const matrix *m, const void *weights, int32_t thread);
+/* Look at row-major weights [out_width, in_width] before they are packed. */
+void prepare_packing(matrix *m, const void *weights);
+
+/* Pack the share of one thread. Returns 0, or -1 without memory. */
+int32_t pack_share(const matrix *m, const void *weights, int32_t thread);
 
 /* The most items that a queue of `multiply` has. */
 int64_t max_items_of_matrix(const matrix *m, int32_t num_rows);

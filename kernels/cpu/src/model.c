@@ -1,6 +1,7 @@
 #include "model.h"
 
 #include <limits.h>
+#include <stdatomic.h>
 #include <stdlib.h>
 
 #include "errors.h"
@@ -56,7 +57,10 @@ static int describe_matrices(sf_model *model) {
         for (int32_t m = 0; m < p->num_matrices; m++) {
             size_t num_threads = (size_t)model->num_threads;
             p->matrices[m].shares = calloc(num_threads, sizeof(char *));
-            if (p->matrices[m].shares == NULL) return fail("out of memory");
+            p->matrices[m].rare = calloc(num_threads, sizeof(rare_weights));
+            if (p->matrices[m].shares == NULL || p->matrices[m].rare == NULL) {
+                return fail("out of memory");
+            }
         }
     }
     return 0;
@@ -247,11 +251,14 @@ typedef struct {
     item_board *items;
     const matrix *matrix;
     const void *weights;
+    atomic_bool failed;
 } packing;
 
 static void pack_some(void *context, row_range shares) {
-    const packing *p = context;
-    for (int32_t i = shares.begin; i < shares.end; i++) pack_share(p->matrix, p->weights, i);
+    packing *p = context;
+    for (int32_t i = shares.begin; i < shares.end; i++) {
+        if (pack_share(p->matrix, p->weights, i) != 0) p->failed = true;
+    }
 }
 
 /* Shares are dealt to their own threads: who writes one first decides which memory it gets. */
@@ -267,8 +274,11 @@ int32_t sf_set_weight(sf_model *model, int32_t op, int32_t part, const void *wei
         return fail("op %d has no matrix %d", op, part);
     }
     if (begin_step(model->items, 1) != 0) return fail("out of memory for items");
-    packing p = {model->items, &model->ops[op].matrices[part], weights};
+    matrix *m = &model->ops[op].matrices[part];
+    prepare_packing(m, weights);
+    packing p = {.items = model->items, .matrix = m, .weights = weights};
     pool_run(model->threads, pack_shares, &p);
+    if (p.failed) return fail("out of memory for weights");
     model->num_missing_weights--;
     return 0;
 }
@@ -344,7 +354,12 @@ void sf_destroy(sf_model *model) {
     for (int32_t i = 0; i < model->num_shapes; i++) free_attention_work(&model->shapes[i].work);
     for (int32_t i = 0; model->ops != NULL && i < model->num_ops; i++) {
         for (int32_t m = 0; m < model->ops[i].num_matrices; m++) {
-            free(model->ops[i].matrices[m].shares);
+            matrix *one = &model->ops[i].matrices[m];
+            for (int32_t t = 0; one->rare != NULL && t < model->num_threads; t++) {
+                free_rare_weights(&one->rare[t]);
+            }
+            free(one->rare);
+            free(one->shares);
         }
         free(model->ops[i].matrices);
         free(model->ops[i].expert_first);

@@ -28,6 +28,8 @@ def test_a_decode_reads_all_weights_and_a_prompt_computes_what_is_sampled_once()
 
     read = 2 * (2 * (qkv + o + mlp) + head + 50 * keys_and_values)
     assert num_bytes(program, decode, element_bytes=2) == read
+    coded = num_bytes(program, decode, element_bytes=2, weight_bytes=1.5)
+    assert coded == read - (2 * (qkv + o + mlp) + head) / 2
     pairs = 50 * 51 / 2
     products = 2 * 50 * (2 * qkv + o + mlp) + 2 * (o + mlp + head)
     assert flop(program, prompt) == products + 2 * 4 * pairs * 9 * 8
