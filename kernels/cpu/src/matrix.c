@@ -113,14 +113,21 @@ int32_t pack_share(const matrix *m, const void *weights, int32_t thread) {
 
 /* ── multiplying ───────────────────────────────────────────────────────────────────────────── */
 
-/* What is fetched while a group is multiplied: two lines per step. */
+/* What is fetched while a group is multiplied. */
 typedef struct {
     prefetch first, second;
 } prefetches;
 
+/* Two lines per step. */
 INLINE void fetch(prefetches next, int64_t step) {
     __builtin_prefetch(next.first.begin + step * next.first.bytes_per_step, 0, 3);
     __builtin_prefetch(next.second.begin + step * next.second.bytes_per_step, 0, 3);
+}
+
+/* Three, for a step of codes is as long: the first two lie beside each other, the third behind. */
+INLINE void fetch_coded(prefetches next, int64_t step) {
+    fetch(next, step);
+    __builtin_prefetch(next.first.begin + step * next.first.bytes_per_step + 2 * 64, 0, 3);
 }
 
 INLINE void store_sums(tile *out, int rows, vec sums[][2]) {
@@ -131,25 +138,47 @@ INLINE void store_sums(tile *out, int rows, vec sums[][2]) {
     }
 }
 
-/* A pair of inputs of each row, `a` that of the first. */
-INLINE void multiply_pair(int rows, const bf16 *a, int64_t stride, uvec first, uvec second,
+/* The rows of a group, by few enough registers for all: every fourth has an address, and the three
+ * behind it are one, two and three strides away. */
+typedef struct {
+    const bf16 *fourths[(MAX_GROUP_ROWS + 3) / 4];
+    int64_t stride, three_strides;
+} group_rows;
+
+INLINE group_rows rows_from(const bf16 *first, int64_t stride, int rows) {
+    group_rows a = {.stride = stride, .three_strides = 3 * stride};
+    for (int i = 0; i < rows; i += 4) {
+        a.fourths[i / 4] = first + i * stride;
+        /* A compiler that knew this would make an offset for each row instead, and run out. */
+        __asm__("" : "+r"(a.fourths[i / 4]));
+    }
+    return a;
+}
+
+INLINE const bf16 *row_in_group(const group_rows *a, int i) {
+    return a->fourths[i / 4] + (i % 4 == 3 ? a->three_strides : i % 4 * a->stride);
+}
+
+/* A pair of inputs of each row. */
+INLINE void multiply_pair(int rows, const group_rows *a, int64_t input, uvec first, uvec second,
                           vec sums[][2]) {
 #pragma GCC unroll 12
     for (int i = 0; i < rows; i++) {
-        uvec x = splat_pair(a + i * stride);
+        uvec x = splat_pair(row_in_group(a, i) + input);
         sums[i][0] = dot_pairs(sums[i][0], x, first);
         sums[i][1] = dot_pairs(sums[i][1], x, second);
     }
 }
 
-INLINE void multiply_group_bf16(int rows, const bf16 *a, int64_t stride, const bf16 *block,
-                                int32_t num_pairs, prefetches next, tile *out) {
+INLINE void multiply_group_bf16(int rows, const bf16 *first_row, int64_t stride,
+                                const bf16 *block, int32_t num_pairs, prefetches next, tile *out) {
     vec sums[MAX_GROUP_ROWS][2] = {};
+    const group_rows a = rows_from(first_row, stride, rows);
     for (int32_t pair = 0; pair < num_pairs; pair++) {
         const bf16 *weights = block + (int64_t)pair * 2 * BLOCK_COLUMNS;
         fetch(next, pair);
-        multiply_pair(rows, a + 2 * pair, stride, load_pairs(weights),
-                      load_pairs(weights + 2 * LANES), sums);
+        multiply_pair(rows, &a, 2 * pair, load_pairs(weights), load_pairs(weights + 2 * LANES),
+                      sums);
     }
     store_sums(out, rows, sums);
 }
@@ -214,33 +243,31 @@ typedef struct {
     const rare_weight *rare, *end_of_rare;
 } coded_block;
 
-/* What the rare weights add: their codes say zero. The same for any number of rows. */
-static void add_rare_products(int rows, const bf16 *a, int64_t stride, const coded_block *block,
-                              tile *out) {
+#if LANES == 16
+
+/* The code of a rare weight says zero; here it comes as a pair of inputs by itself. So many rows or
+ * others, the sums are the same. */
+INLINE void multiply_rare(int rows, const group_rows *a, const coded_block *block,
+                          vec sums[][2]) {
     for (const rare_weight *rare = block->rare; rare < block->end_of_rare; rare++) {
-        int32_t input = 4 * rare->step + input_of_place(rare->place);
-        int32_t column = column_of_place(rare->place);
-        float weight = bf16_to_float(rare->weight);
-        for (int i = 0; i < rows; i++) {
-            out->sums[i][column] += bf16_to_float(a[i * stride + input]) * weight;
-        }
+        rare_pair pair = find_rare_pair(rare);
+        multiply_pair(rows, a, pair.input, pair.vectors[0], pair.vectors[1], sums);
     }
 }
 
-#if LANES == 16
-
 /* Decodes while it multiplies: that takes other units of the core. */
-INLINE void multiply_coded(int rows, const bf16 *a, int64_t stride, const coded_block *block,
-                           prefetches next, tile *out) {
+INLINE void multiply_coded(int rows, const bf16 *first_row, int64_t stride,
+                           const coded_block *block, prefetches next, tile *out) {
     vec sums[MAX_GROUP_ROWS][2] = {};
     const decoder d = make_decoder(block->code);
+    const group_rows a = rows_from(first_row, stride, rows);
     for (int32_t step = 0; step < block->num_steps; step++) {
         decoded_step s = decode_step(d, block->steps + (int64_t)step * CODED_STEP_BYTES);
-        fetch(next, 2 * step);
-        fetch(next, 2 * step + 1);
-        multiply_pair(rows, a + 4 * step, stride, s.vectors[0], s.vectors[1], sums);
-        multiply_pair(rows, a + 4 * step + 2, stride, s.vectors[2], s.vectors[3], sums);
+        fetch_coded(next, step);
+        multiply_pair(rows, &a, 4 * step, s.vectors[0], s.vectors[1], sums);
+        multiply_pair(rows, &a, 4 * step + 2, s.vectors[2], s.vectors[3], sums);
     }
+    multiply_rare(rows, &a, block, sums);
     store_sums(out, rows, sums);
 }
 
@@ -260,7 +287,6 @@ static void multiply_coded_rows(int rows, const bf16 *a, int64_t stride, const c
     case 11: multiply_coded(11, a, stride, block, next, out); break;
     case 12: multiply_coded(12, a, stride, block, next, out); break;
     }
-    add_rare_products(rows, a, stride, block, out);
 }
 
 #else
@@ -268,8 +294,7 @@ static void multiply_coded_rows(int rows, const bf16 *a, int64_t stride, const c
 /* Nothing is coded there. */
 static void multiply_coded_rows(int rows, const bf16 *a, int64_t stride, const coded_block *block,
                                 prefetches next, tile *out) {
-    (void)next;
-    add_rare_products(rows, a, stride, block, out);
+    (void)rows, (void)a, (void)stride, (void)block, (void)next, (void)out;
 }
 
 #endif
@@ -345,15 +370,16 @@ static void put_gated(finishing f, const matrix *m, int32_t block, const tile *t
 }
 
 static int64_t num_steps(const matrix *m) {
+    if (m->is_coded) return num_coded_steps(m);
     return m->dtype == SF_BFLOAT16 ? (m->in_width + 1) / 2 : m->in_width;
 }
 
 /* The first group brings a block from memory, the others find it in cache. So that the next block
- * is there in time, each group fetches its part of it: of several groups a line per step or less, so
+ * is there in time, each group fetches its part of it: of three groups a line per step or less, so
  * the other line is free. */
 static prefetches plan_prefetches(const matrix *m, const char *block, int32_t group,
                                   int32_t num_groups, kv_ahead *ahead) {
-    int64_t per_step = m->is_coded ? CODED_STEP_BYTES / 2 : 4 * BLOCK_COLUMNS;
+    int64_t per_step = m->is_coded ? CODED_STEP_BYTES : 4 * BLOCK_COLUMNS;
     if (num_groups == 1) {
         const char *next = block + PREFETCH_AHEAD_BYTES;
         return (prefetches){{next, per_step}, {next + 64, per_step}};

@@ -6,8 +6,9 @@
  *     float32  [in_width][BLOCK_COLUMNS]      bfloat16  [ceil(in_width / 2)][BLOCK_COLUMNS][2]
  *
  * so that one broadcast of an activation multiplies whole registers of weights. Where there is a
- * weight code, bfloat16 is kept in that, with an even number of pairs. Outputs beyond out_width and inputs beyond in_width are zero. A gated matrix [gate | up] interleaves the two: each
- * block has LANES outputs of the gate, then the same of up, and makes LANES outputs.
+ * weight code, bfloat16 is kept in that, with an even number of pairs. Outputs beyond out_width and
+ * inputs beyond in_width are zero. A gated matrix [gate | up] interleaves the two: each block has
+ * LANES outputs of the gate, then the same of up, and makes LANES outputs.
  *
  * Each thread has a contiguous share of the blocks, in an arena of its own in which the shares of all
  * matrices lie in the order of the program: what is read next is what lies next, so prefetching

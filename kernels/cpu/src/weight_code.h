@@ -34,11 +34,6 @@ typedef struct {
     bf16 weight;
 } rare_weight;
 
-/* Of the four inputs of a step, and of a block's outputs. */
-INLINE int32_t input_of_place(int32_t place) { return place / 64 * 2 + place % 2; }
-
-INLINE int32_t column_of_place(int32_t place) { return place % 64 / 2; }
-
 /* Those of some blocks, one block after another and in order. */
 typedef struct {
     rare_weight *weights;
@@ -101,6 +96,23 @@ INLINE decoded_step decode_step(decoder d, const char *step) {
     numbers = _mm512_and_si512(_mm512_srli_epi16(numbers, 4), four_bits);
     decode_pair(d, _mm512_loadu_si512(step + 64), numbers, s.vectors + 2);
     return s;
+}
+
+/* The pair of inputs that a rare weight belongs to, with all other weights zero. */
+typedef struct {
+    int32_t input; /* the first of the block's */
+    uvec vectors[2];
+} rare_pair;
+
+INLINE rare_pair find_rare_pair(const rare_weight *rare) {
+    int32_t place = rare->place;
+    uint64_t column = (uint64_t)1 << place % 64 / 2;
+    __m512i weight = _mm512_set1_epi32((int32_t)rare->weight << 16 * (place % 2));
+    return (rare_pair){
+        .input = 4 * rare->step + place / 64 * 2,
+        .vectors = {(uvec)_mm512_maskz_mov_epi32((__mmask16)column, weight),
+                    (uvec)_mm512_maskz_mov_epi32((__mmask16)(column >> 16), weight)},
+    };
 }
 
 #endif
