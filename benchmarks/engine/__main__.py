@@ -6,7 +6,7 @@
 Weights are random. The floor is the larger of the bytes a step must read (12 bits per weight where
 they lie so) over the measured bandwidth, and its arithmetic over the measured rate; both are
 measured before and after each case, and the better counts. Prints the median of all repeats over
-the floor, with least and most.
+the floor, with least and most, and in brackets over that of reading whole weights.
 """
 
 import argparse
@@ -68,14 +68,16 @@ def report(
     dtype: Dtype,
     weight_bytes: float,
 ) -> dict[str, Any]:
-    read = num_bytes(program, case, dtype.itemsize, weight_bytes)
-    floor = machine.floor_s(read, flop(program, case))
+    computed, element_bytes = flop(program, case), dtype.itemsize
+    floor = machine.floor_s(num_bytes(program, case, element_bytes, weight_bytes), computed)
+    whole_floor = machine.floor_s(num_bytes(program, case, element_bytes), computed)
     median = statistics.median(times)
     return {
         "case": case.name,
         "ms": round(1e3 * median, 2),
         "floor_ms": round(1e3 * floor, 2),
         "ratio": round(median / floor, 2),
+        "ratio_of_whole_weights": round(median / whole_floor, 2),
         "spread": [round(min(times) / floor, 2), round(max(times) / floor, 2)],
         "bar": case.bar,
         "repeats": len(times),
@@ -104,7 +106,8 @@ def run(shape: str, options: argparse.Namespace, library: CpuLibrary) -> dict[st
             lines.append(line)
             print(
                 f"  {name:9} {case.name:28} {line['ms']:8.2f} ms, floor {line['floor_ms']:8.2f}: "
-                f"{line['ratio']:5.2f}x ({line['spread'][0]:.2f}-{line['spread'][1]:.2f}), "
+                f"{line['ratio']:5.2f}x ({line['spread'][0]:.2f}-{line['spread'][1]:.2f}) "
+                f"[{line['ratio_of_whole_weights']:.2f}x], "
                 f"bar {case.bar}x; reads {line['read_gb_per_s']:.1f} GB/s, "
                 f"computes {line['gflop_per_s']} GFLOP/s",
                 flush=True,

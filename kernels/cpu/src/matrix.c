@@ -200,21 +200,64 @@ INLINE void multiply_group_float32(int rows, const float *a, int64_t stride, con
     store_sums(out, rows, sums);
 }
 
+/* The weights of a block. */
+typedef struct {
+    const char *packed;
+    const rare_weight *rare, *end_of_rare; /* beside codes */
+} block_weights;
+
+#if LANES == 16
+
+/* The code of a rare weight says zero; here it comes as a pair of inputs by itself. So many rows or
+ * others, the sums are the same. */
+INLINE void multiply_rare(int rows, const group_rows *a, const block_weights *block,
+                          vec sums[][2]) {
+    for (const rare_weight *rare = block->rare; rare < block->end_of_rare; rare++) {
+        rare_pair pair = find_rare_pair(rare);
+        multiply_pair(rows, a, pair.input, pair.vectors[0], pair.vectors[1], sums);
+    }
+}
+
+/* Decodes while it multiplies: that takes other units of the core. */
+INLINE void multiply_group_coded(const matrix *m, int rows, const bf16 *first_row, int64_t stride,
+                                 const block_weights *block, prefetches next, tile *out) {
+    vec sums[MAX_GROUP_ROWS][2] = {};
+    const decoder d = make_decoder(&m->code);
+    const group_rows a = rows_from(first_row, stride, rows);
+    const int32_t num_steps = num_coded_steps(m);
+    for (int32_t step = 0; step < num_steps; step++) {
+        decoded_step s = decode_step(d, block->packed + (int64_t)step * CODED_STEP_BYTES);
+        fetch_coded(next, step);
+        multiply_pair(rows, &a, 4 * step, s.vectors[0], s.vectors[1], sums);
+        multiply_pair(rows, &a, 4 * step + 2, s.vectors[2], s.vectors[3], sums);
+    }
+    multiply_rare(rows, &a, block, sums);
+    store_sums(out, rows, sums);
+}
+
+#endif
+
 INLINE void multiply_group(const matrix *m, int rows, const sf_buffer *in, int64_t row,
-                           const char *block, prefetches next, tile *out) {
+                           const block_weights *block, prefetches next, tile *out) {
     const char *a = row_of(in, row);
+#if LANES == 16
+    if (m->is_coded) {
+        multiply_group_coded(m, rows, (const bf16 *)a, in->stride, block, next, out);
+        return;
+    }
+#endif
     if (m->dtype == SF_BFLOAT16) {
-        multiply_group_bf16(rows, (const bf16 *)a, in->stride, (const bf16 *)block,
+        multiply_group_bf16(rows, (const bf16 *)a, in->stride, (const bf16 *)block->packed,
                             (m->in_width + 1) / 2, next, out);
     } else {
-        multiply_group_float32(rows, (const float *)a, in->stride, (const float *)block,
+        multiply_group_float32(rows, (const float *)a, in->stride, (const float *)block->packed,
                                m->in_width, next, out);
     }
 }
 
 /* The number of rows must be a constant for the sums to be registers. */
 static void multiply_rows(const matrix *m, int rows, const sf_buffer *in, int64_t row,
-                          const char *block, prefetches next, tile *out) {
+                          const block_weights *block, prefetches next, tile *out) {
     switch (rows) {
     case 1: multiply_group(m, 1, in, row, block, next, out); return;
     case 2: multiply_group(m, 2, in, row, block, next, out); return;
@@ -232,72 +275,6 @@ static void multiply_rows(const matrix *m, int rows, const sf_buffer *in, int64_
 #endif
     }
 }
-
-/* ── multiplying what is coded ─────────────────────────────────────────────────────────────── */
-
-/* A block in memory. */
-typedef struct {
-    const weight_code *code;
-    const char *steps;
-    int32_t num_steps;
-    const rare_weight *rare, *end_of_rare;
-} coded_block;
-
-#if LANES == 16
-
-/* The code of a rare weight says zero; here it comes as a pair of inputs by itself. So many rows or
- * others, the sums are the same. */
-INLINE void multiply_rare(int rows, const group_rows *a, const coded_block *block,
-                          vec sums[][2]) {
-    for (const rare_weight *rare = block->rare; rare < block->end_of_rare; rare++) {
-        rare_pair pair = find_rare_pair(rare);
-        multiply_pair(rows, a, pair.input, pair.vectors[0], pair.vectors[1], sums);
-    }
-}
-
-/* Decodes while it multiplies: that takes other units of the core. */
-INLINE void multiply_coded(int rows, const bf16 *first_row, int64_t stride,
-                           const coded_block *block, prefetches next, tile *out) {
-    vec sums[MAX_GROUP_ROWS][2] = {};
-    const decoder d = make_decoder(block->code);
-    const group_rows a = rows_from(first_row, stride, rows);
-    for (int32_t step = 0; step < block->num_steps; step++) {
-        decoded_step s = decode_step(d, block->steps + (int64_t)step * CODED_STEP_BYTES);
-        fetch_coded(next, step);
-        multiply_pair(rows, &a, 4 * step, s.vectors[0], s.vectors[1], sums);
-        multiply_pair(rows, &a, 4 * step + 2, s.vectors[2], s.vectors[3], sums);
-    }
-    multiply_rare(rows, &a, block, sums);
-    store_sums(out, rows, sums);
-}
-
-static void multiply_coded_rows(int rows, const bf16 *a, int64_t stride, const coded_block *block,
-                                prefetches next, tile *out) {
-    switch (rows) {
-    case 1: multiply_coded(1, a, stride, block, next, out); break;
-    case 2: multiply_coded(2, a, stride, block, next, out); break;
-    case 3: multiply_coded(3, a, stride, block, next, out); break;
-    case 4: multiply_coded(4, a, stride, block, next, out); break;
-    case 5: multiply_coded(5, a, stride, block, next, out); break;
-    case 6: multiply_coded(6, a, stride, block, next, out); break;
-    case 7: multiply_coded(7, a, stride, block, next, out); break;
-    case 8: multiply_coded(8, a, stride, block, next, out); break;
-    case 9: multiply_coded(9, a, stride, block, next, out); break;
-    case 10: multiply_coded(10, a, stride, block, next, out); break;
-    case 11: multiply_coded(11, a, stride, block, next, out); break;
-    case 12: multiply_coded(12, a, stride, block, next, out); break;
-    }
-}
-
-#else
-
-/* Nothing is coded there. */
-static void multiply_coded_rows(int rows, const bf16 *a, int64_t stride, const coded_block *block,
-                                prefetches next, tile *out) {
-    (void)rows, (void)a, (void)stride, (void)block, (void)next, (void)out;
-}
-
-#endif
 
 /* ── what follows ──────────────────────────────────────────────────────────────────────────── */
 
@@ -466,28 +443,23 @@ INLINE int32_t first_row_of(const product *p, int32_t group) {
     return p->first_row + (int32_t)((int64_t)p->num_rows * group / p->num_groups);
 }
 
-static coded_block coded_block_of(const matrix *m, const product *p) {
-    const rare_weights *rare = &m->rare[p->share];
-    int64_t first = p->block_of_share == 0 ? 0 : rare->ends[p->block_of_share - 1];
-    return (coded_block){
-        .code = &m->code,
-        .steps = p->packed,
-        .num_steps = num_coded_steps(m),
-        .rare = rare->weights + first,
-        .end_of_rare = rare->weights + rare->ends[p->block_of_share],
-    };
+static block_weights weights_of(const matrix *m, const product *p) {
+    block_weights block = {.packed = p->packed};
+    if (m->is_coded) {
+        const rare_weights *rare = &m->rare[p->share];
+        int64_t first = p->block_of_share == 0 ? 0 : rare->ends[p->block_of_share - 1];
+        block.rare = rare->weights + first;
+        block.end_of_rare = rare->weights + rare->ends[p->block_of_share];
+    }
+    return block;
 }
 
 static void multiply_one_group(const matrix *m, const sf_buffer *in, const product *p,
                                int32_t group, kv_ahead *ahead, tile *out) {
     int32_t row = first_row_of(p, group), rows = first_row_of(p, group + 1) - row;
     prefetches next = plan_prefetches(m, p->packed, group, p->num_groups, ahead);
-    if (m->is_coded) {
-        coded_block block = coded_block_of(m, p);
-        multiply_coded_rows(rows, (const bf16 *)row_of(in, row), in->stride, &block, next, out);
-    } else {
-        multiply_rows(m, rows, in, row, p->packed, next, out);
-    }
+    block_weights block = weights_of(m, p);
+    multiply_rows(m, rows, in, row, &block, next, out);
 }
 
 /* False: given up, because another thread is ahead. */
