@@ -103,6 +103,12 @@ class Backend(Protocol[LogitsT]):
         """For the logits of `run`, on the same device; usable as long as the backend lives."""
         ...
 
+    @property
+    def blocks_per_group(self) -> int:
+        """How many KV blocks of a sequence it reads faster if their ids follow each other, from a
+        multiple of as many; 1: where they lie does not matter."""
+        ...
+
     def kv_cache_bytes(self, num_blocks: int, block_size: int) -> int:
         """Device memory that `allocate_kv_cache` would take; linear in `num_blocks`, nearly."""
         ...

@@ -97,6 +97,10 @@ class ReferenceBackend:
     def sampler(self) -> ReferenceSampler:
         return self._sampler
 
+    @property
+    def blocks_per_group(self) -> int:
+        return 1
+
     def kv_cache_bytes(self, num_blocks: int, block_size: int) -> int:
         num_slots = num_blocks * block_size + 1
         width = sum(layer.num_kv_heads * layer.head_dim for layer in self._program.kv_layers)

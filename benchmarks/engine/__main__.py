@@ -99,7 +99,8 @@ def run(shape: str, options: argparse.Namespace, library: CpuLibrary) -> dict[st
         for case in CASES:
             backend.allocate_kv_cache(case.num_blocks, BLOCK_SIZE)
             before = gauge.measure()
-            times = time_steps(backend, make_batch(case, program.vocab_size))
+            batch = make_batch(case, program.vocab_size, backend.blocks_per_group)
+            times = time_steps(backend, batch)
             machine = before.best(gauge.measure())
             measured = report(program, case, times, machine, dtype, weight_bytes)
             line = {"backend": name, **measured}

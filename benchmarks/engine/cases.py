@@ -1,13 +1,17 @@
 """Steps whose time is known beforehand: what they must read, and what they must compute."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from kernels.program import Linear, Logits, PagedAttention, Program
 from kernels.ragged_batch import RaggedBatch
+from services.scheduler.block_pool import BlockPool
 
 BLOCK_SIZE = 16
+CHUNK_BLOCKS = 16  # of a prompt that is computed beside others, per pass
+MAX_BLOCKS_LEFT = 64  # of a sequence that was here before
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,16 +39,43 @@ CASES = (
 )
 
 
-def make_batch(case: Case, vocab_size: int, seed: int = 0) -> RaggedBatch:
-    """Random tokens, blocks in random order."""
+def deal_blocks(
+    counts: Sequence[int], group_size: int, rng: np.random.Generator
+) -> list[list[int]]:
+    """Block tables as the scheduler's pool deals them when it is full of what others have left.
+
+    Args:
+        counts: `[num_seqs]`, blocks of each table; together they are all of the pool.
+        group_size: what the backend wants, `blocks_per_group`.
+    """
+    pool = BlockPool(sum(counts), group_size)
+    others = []
+    while pool.num_free:
+        wanted = int(rng.integers(1, MAX_BLOCKS_LEFT, endpoint=True))
+        others.append(pool.allocate(min(wanted, pool.num_free)))
+    for index in rng.permutation(len(others)):
+        for block_id in others[index]:
+            pool.keep(block_id)
+        pool.free(others[index])
+    tables: list[list[int]] = [[] for _ in counts]
+    while pool.num_available:
+        for table, count in zip(tables, counts, strict=True):
+            wanted = min(CHUNK_BLOCKS, count - len(table))
+            table += pool.allocate(wanted, table[-1] if table else None)
+    return tables
+
+
+def make_batch(
+    case: Case, vocab_size: int, blocks_per_group: int = 1, seed: int = 0
+) -> RaggedBatch:
+    """Random tokens, blocks as a scheduler would deal them to that backend."""
     rng = np.random.default_rng(seed)
     new = np.array([tokens for tokens, _ in case.sequences], np.int32)
     kv_lens = np.array([kv_len for _, kv_len in case.sequences], np.int32)
     counts = -(-kv_lens // BLOCK_SIZE)
     tables = np.zeros((len(new), counts.max()), np.int32)
-    blocks = rng.permutation(case.num_blocks).astype(np.int32)
-    for row, begin, count in zip(tables, counts.cumsum() - counts, counts, strict=True):
-        row[:count] = blocks[begin : begin + count]
+    for row, table in zip(tables, deal_blocks(counts.tolist(), blocks_per_group, rng), strict=True):
+        row[: len(table)] = table
     positions = np.concatenate(
         [np.arange(kv - n, kv, dtype=np.int32) for n, kv in zip(new, kv_lens, strict=True)]
     )

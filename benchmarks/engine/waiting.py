@@ -17,7 +17,7 @@ from contextlib import contextmanager
 
 from benchmarks.engine.cases import BLOCK_SIZE, CASES, make_batch
 from benchmarks.engine.shapes import SHAPES, random_weights
-from kernels.cpu.backend import CpuBackend
+from kernels.cpu.backend import BLOCKS_PER_GROUP, CpuBackend
 from kernels.cpu.library import load_library
 from kernels.host_array import BFLOAT16
 from services.worker.device import num_threads
@@ -60,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             program, weights, BFLOAT16, library, num_threads(None), num_looks=count
         )
     case = CASES[0]
-    batch = make_batch(case, program.vocab_size)
+    batch = make_batch(case, program.vocab_size, BLOCKS_PER_GROUP)
     for name, times in NEIGHBOURS.items():
         with neighbour(times):
             for count, backend in backends.items():

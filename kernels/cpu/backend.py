@@ -19,6 +19,10 @@ from kernels.sampled_rows import gather_early
 # Waking takes about as long; see `benchmarks/engine/waiting.py`.
 NUM_LOOKS = 1000
 
+# 16 blocks of 16 tokens of a KV head of 64 dimensions: 32 KiB that are read one after the other.
+# Divides BLOCKS_PER_EXTENT in `src/attention.h`; see decision 33.
+BLOCKS_PER_GROUP = 16
+
 
 class CpuBackendError(Exception):
     """The library refused what it was given, or memory or threads are short; the text says what."""
@@ -84,6 +88,10 @@ class CpuBackend:
     @property
     def sampler(self) -> CpuSampler:
         return self._sampler
+
+    @property
+    def blocks_per_group(self) -> int:
+        return BLOCKS_PER_GROUP
 
     def kv_cache_bytes(self, num_blocks: int, block_size: int) -> int:
         num_bytes: int = self._library.functions.sf_kv_cache_bytes(

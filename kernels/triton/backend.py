@@ -83,6 +83,10 @@ class TritonBackend:
     def sampler(self) -> TritonSampler:
         return self._sampler
 
+    @property
+    def blocks_per_group(self) -> int:
+        return 1
+
     def kv_cache_bytes(self, num_blocks: int, block_size: int) -> int:
         return self._executor.kv_cache_bytes(num_blocks, block_size)
 

@@ -7,11 +7,25 @@ A block is in exactly one of three places:
     cached   nobody holds it, but its contents may be used again; evicted oldest first
 
 Invariant: num_free + num_held + num_cached == num_blocks.
-Every method checks its arguments before it changes anything; all are O(1) per block.
+
+Blocks whose ids follow each other lie side by side, and where that makes a worker faster it says in
+groups of how many it wants them. A group is whole if all of its blocks are free, else its free
+blocks are leftovers. A holder goes on where its table ends; what it needs beyond that begins in
+whole groups, and when there are none, the oldest cached block is evicted with its group, unless
+somebody holds a block of that. Leftovers are for when this yields nothing. So some free blocks wait
+while cached ones are evicted, less than a group per sequence. In groups of one there are no
+leftovers: free blocks go before cached ones.
+
+Every method checks its arguments before it changes anything. All are O(1) per block, but that
+`allocate` may look through a group, and at MAX_LOOKS blocks.
 """
 
-from collections import OrderedDict, deque
-from collections.abc import Sequence, Set
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence, Set
+from itertools import islice
+from typing import Final
+
+MAX_LOOKS: Final = 64  # oldest blocks whose groups are looked at, before leftovers are used
 
 
 class BlockPool:
@@ -19,24 +33,39 @@ class BlockPool:
 
     Args:
         num_blocks: KV blocks of the worker, > 0.
+        group_size: blocks that shall lie side by side in a table, > 0; 1: where does not matter.
     """
 
-    def __init__(self, num_blocks: int) -> None:
+    def __init__(self, num_blocks: int, group_size: int = 1) -> None:
         if num_blocks < 1:
             raise ValueError(f"a block pool needs at least one block, not {num_blocks}")
+        if group_size < 1:
+            raise ValueError(f"a group has at least one block, not {group_size}")
         self.num_blocks = num_blocks
+        self.group_size = group_size
+        num_groups = -(-num_blocks // group_size)
         #: block id -> number of block tables that it is in
         self._ref_counts = [0] * num_blocks
-        #: ids of free blocks; taken from the left, returned to the right
-        self._free = deque(range(num_blocks))
+        self._num_free = num_blocks
         #: ids of cached blocks, the one unused for longest first
         self._cached: OrderedDict[int, None] = OrderedDict()
         #: blocks whose contents are kept when nobody holds them any more
         self._kept: set[int] = set()
+        #: evicted and not yet reported
+        self._evicted: list[int] = []
+        #: by group: how many blocks it has, and of these how many are free, and held
+        self._sizes = [group_size] * num_groups
+        self._sizes[-1] -= num_groups * group_size - num_blocks
+        self._free_in = list(self._sizes)
+        self._held_in = [0] * num_groups
+        #: whole groups; the last is used first, so that memory is written over before more is used
+        self._whole = OrderedDict.fromkeys(reversed(range(num_groups)))
+        #: groups with leftovers; the first is used first, since others' holders may still go on
+        self._partly_free: OrderedDict[int, None] = OrderedDict()
 
     @property
     def num_free(self) -> int:
-        return len(self._free)
+        return self._num_free
 
     @property
     def num_cached(self) -> int:
@@ -44,8 +73,8 @@ class BlockPool:
 
     @property
     def num_available(self) -> int:
-        """Blocks that `allocate` can hand out: free ones, then cached ones by eviction."""
-        return len(self._free) + len(self._cached)
+        """Blocks that `allocate` can hand out: free ones, and cached ones by eviction."""
+        return self._num_free + len(self._cached)
 
     @property
     def num_held(self) -> int:
@@ -65,24 +94,32 @@ class BlockPool:
         ref_counts = self._ref_counts
         return sum(1 for block_id in block_ids if not ref_counts[block_id])
 
-    def allocate(self, num_blocks: int) -> list[int]:
-        """Take blocks for one holder, evicting cached ones when no more are free.
+    def allocate(self, num_blocks: int, after: int | None = None) -> list[int]:
+        """Take blocks for one holder, evicting cached ones as the module docstring says.
+
+        Args:
+            after: the last block of the holder's table, if it has one.
 
         Raises:
             ValueError: fewer than `num_blocks` are available; nothing was taken.
         """
         if num_blocks > self.num_available:
             raise ValueError(f"{num_blocks} blocks wanted, {self.num_available} available")
-        block_ids = []
-        for _ in range(num_blocks):
-            if self._free:
-                block_id = self._free.popleft()
-            else:
-                block_id, _ = self._cached.popitem(last=False)
-                self._kept.discard(block_id)
-            self._ref_counts[block_id] = 1
-            block_ids.append(block_id)
-        return block_ids
+        taken: list[int] = []
+        if after is not None and self.group_size > 1:
+            self._go_on(after, num_blocks, taken)
+        if len(taken) < num_blocks:
+            for group in sorted(self._pick_whole_groups(num_blocks - len(taken))):
+                self._take_from(group * self.group_size, group, num_blocks, taken)
+        while len(taken) < num_blocks:
+            group = self._group_with_leftovers()
+            self._take_from(group * self.group_size, group, num_blocks, taken)
+        return taken
+
+    def drain_evicted(self) -> list[int]:
+        """Blocks that were evicted since this was last asked, whoever holds them by now."""
+        evicted, self._evicted = self._evicted, []
+        return evicted
 
     def touch(self, block_ids: Sequence[int]) -> None:
         """Add one holder to blocks that are held or cached.
@@ -96,6 +133,7 @@ class BlockPool:
         for block_id in block_ids:
             if not self._ref_counts[block_id]:
                 del self._cached[block_id]
+                self._held_in[block_id // self.group_size] += 1
             self._ref_counts[block_id] += 1
 
     def free(self, block_ids: Sequence[int]) -> None:
@@ -115,10 +153,11 @@ class BlockPool:
             self._ref_counts[block_id] -= 1
             if self._ref_counts[block_id]:
                 continue
+            self._held_in[block_id // self.group_size] -= 1
             if block_id in self._kept:
                 self._cached[block_id] = None
             else:
-                self._free.append(block_id)
+                self._add_free(block_id)
 
     def keep(self, block_id: int) -> None:
         """From now on the held block is cached, not free, when its last holder lets go.
@@ -135,17 +174,105 @@ class BlockPool:
         self._kept.discard(block_id)
         if block_id in self._cached:
             del self._cached[block_id]
-            self._free.append(block_id)
+            self._add_free(block_id)
+
+    def _blocks_of(self, group: int) -> range:
+        begin = group * self.group_size
+        return range(begin, begin + self._sizes[group])
+
+    def _go_on(self, after: int, num_blocks: int, taken: list[int]) -> None:
+        """Take free blocks that follow a block, up to `num_blocks`."""
+        begin = after + 1
+        while len(taken) < num_blocks and begin < self.num_blocks:
+            group, place = divmod(begin, self.group_size)
+            if not place and group not in self._whole:
+                return
+            if not self._take_from(begin, group, num_blocks, taken):
+                return
+            begin = taken[-1] + 1
+
+    def _pick_whole_groups(self, num_blocks: int) -> Iterator[int]:
+        """Groups for so many blocks, as far as there are any; they must be listed again."""
+        while num_blocks > 0 and (self._whole or self._evict_group()):
+            group, _ = self._whole.popitem()
+            num_blocks -= self._sizes[group]
+            yield group
+
+    def _group_with_leftovers(self) -> int:
+        if not self._partly_free:
+            self._evict(next(iter(self._cached)))
+        return next(iter(self._partly_free))
+
+    def _take_from(self, begin: int, group: int, num_blocks: int, taken: list[int]) -> int:
+        """Take free blocks of a group from `begin` on, until `num_blocks` are taken.
+
+        Returns how many it took.
+        """
+        before = len(taken)
+        for block_id in range(begin, self._blocks_of(group).stop):
+            if len(taken) == num_blocks:
+                break
+            if not self._ref_counts[block_id] and block_id not in self._cached:
+                self._ref_counts[block_id] = 1
+                taken.append(block_id)
+        count = len(taken) - before
+        self._num_free -= count
+        self._held_in[group] += count
+        self._list(group, -count)
+        return count
+
+    def _add_free(self, block_id: int) -> None:
+        self._num_free += 1
+        self._list(block_id // self.group_size, 1)
+
+    def _list(self, group: int, more_free: int) -> None:
+        """Put a group where its number of free blocks says."""
+        self._free_in[group] += more_free
+        num_free = self._free_in[group]
+        if num_free == self._sizes[group]:
+            self._partly_free.pop(group, None)
+            self._whole[group] = None
+            return
+        self._whole.pop(group, None)
+        if num_free:
+            self._partly_free[group] = None
+        else:
+            self._partly_free.pop(group, None)
+
+    def _evict(self, block_id: int) -> None:
+        del self._cached[block_id]
+        self._kept.discard(block_id)
+        self._evicted.append(block_id)
+        self._add_free(block_id)
+
+    def _evict_group(self) -> bool:
+        """Make a whole group of one that nobody holds a block of; False if none is found."""
+        for block_id in islice(self._cached, MAX_LOOKS):
+            group = block_id // self.group_size
+            if not self._held_in[group]:
+                for neighbour in self._blocks_of(group):
+                    if neighbour in self._cached:
+                        self._evict(neighbour)
+                return True
+        return False
 
     def check(self) -> None:
         """Raise AssertionError unless every sentence of the module docstring is true."""
         held = {block_id for block_id, count in enumerate(self._ref_counts) if count}
-        free, cached = set(self._free), set(self._cached)
-        places = len(self._free) + len(held) + len(cached)
-        if places != self.num_blocks or len(free | held | cached) != self.num_blocks:
+        cached = set(self._cached)
+        if held & cached or self._num_free + len(held | cached) != self.num_blocks:
             raise AssertionError(
-                f"free {len(self._free)} + held {len(held)} + cached {len(cached)} "
+                f"free {self._num_free} + held {len(held)} + cached {len(cached)} "
                 f"!= {self.num_blocks} blocks"
             )
         if not cached <= self._kept <= held | cached:
             raise AssertionError("a cached block is not kept, or a free block is")
+        for group, (num_free, num_held) in enumerate(
+            zip(self._free_in, self._held_in, strict=True)
+        ):
+            blocks = set(self._blocks_of(group))
+            if (num_free, num_held) != (len(blocks - held - cached), len(blocks & held)):
+                raise AssertionError(f"group {group} has not {num_free} free, {num_held} held")
+            is_whole, is_partly_free = group in self._whole, group in self._partly_free
+            if (is_whole, is_partly_free) != (num_free == len(blocks), 0 < num_free < len(blocks)):
+                raise AssertionError(f"group {group} with {num_free} free blocks is listed wrongly")

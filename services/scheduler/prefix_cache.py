@@ -88,7 +88,7 @@ class PrefixCache:
             self._pool.discard(block_id)
 
     def evict(self, block_ids: Iterable[int]) -> None:
-        """Remove the entries of blocks that the pool has handed out again."""
+        """Remove the entries of blocks that the pool has evicted."""
         for block_id in block_ids:
             digest = self._digest_of.pop(block_id, None)
             if digest is not None:

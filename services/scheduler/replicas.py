@@ -23,7 +23,16 @@ from services.scheduler.work import num_attended, prompts_ms
 MAX_STEPS_IN_FLIGHT = 2  # one runs, the next is already there when it ends
 # Tokens per pass when prompts are not split, on any device; as in vLLM 0.2.
 WHOLE_PROMPT_TOKEN_BUDGET = 2048
-MAX_CLAIM = 2**24  # of anything a worker announces; the pool keeps a few words per block
+# What a worker announces, each between 1 and MAX_CLAIM; the pool keeps a few words per block.
+CLAIMS = (
+    "num_blocks",
+    "block_size",
+    "blocks_per_group",
+    "max_model_len",
+    "vocab_size",
+    "max_num_seqs",
+)
+MAX_CLAIM = 2**24
 MS_PER_S = 1e3
 
 
@@ -93,7 +102,7 @@ class Replica:
         )
         #: every running sequence can decode in every pass
         self.max_num_seqs = min(max_num_seqs, self.budget.initial_tokens)
-        self.pool = BlockPool(join.num_blocks)
+        self.pool = BlockPool(join.num_blocks, join.blocks_per_group)
         self.cache = PrefixCache(self.pool)
         self._caching = caching
         self.waiting = WaitingQueue()
@@ -134,9 +143,10 @@ class Replica:
 
     def take_blocks(self, request: Request, num_blocks: int) -> list[int]:
         """Append fresh blocks to the request's table; they must be available."""
-        block_ids = self.pool.allocate(num_blocks)
-        self.cache.evict(block_ids)
-        request.block_table += block_ids
+        table = request.block_table
+        block_ids = self.pool.allocate(num_blocks, table[-1] if table else None)
+        self.cache.evict(self.pool.drain_evicted())
+        table += block_ids
         expected = min(num_blocks, request.growth_blocks)
         request.growth_blocks -= expected
         self.growth_blocks -= expected
@@ -234,7 +244,7 @@ class Replica:
 
 def unusable(join: WorkerJoin, others: Collection[Replica]) -> str | None:
     """Why a worker that joins cannot serve beside the others; None if it can."""
-    for name in ("num_blocks", "block_size", "max_model_len", "vocab_size", "max_num_seqs"):
+    for name in CLAIMS:
         value = getattr(join, name)
         if not 1 <= value <= MAX_CLAIM:
             return f"{name} is {value}, it must be between 1 and {MAX_CLAIM}"

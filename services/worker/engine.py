@@ -99,6 +99,7 @@ class Engine:
             max_model_len=length,
             vocab_size=model.program.vocab_size,
             max_num_seqs=MAX_NUM_SEQS,
+            blocks_per_group=self._backend.blocks_per_group,
         )
         self._log_loaded(time.perf_counter() - began)
 

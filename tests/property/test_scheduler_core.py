@@ -99,10 +99,13 @@ class SchedulerMachine(RuleBasedStateMachine):
         worker=st.sampled_from(WORKERS),
         num_blocks=st.integers(16, 30),
         size=st.sampled_from([3, 4]),
+        group=st.integers(1, 5),
     )
-    def join(self, worker: str, num_blocks: int, size: int) -> None:
+    def join(self, worker: str, num_blocks: int, size: int, group: int) -> None:
         """Of a worker that is there already: it has started afresh."""
-        fresh = CheckingWorker(num_blocks=num_blocks, block_size=size, max_num_seqs=4)
+        fresh = CheckingWorker(
+            num_blocks=num_blocks, block_size=size, blocks_per_group=group, max_num_seqs=4
+        )
         self.mesh.join(worker, fresh)
 
     @rule(worker=st.sampled_from(WORKERS))

@@ -77,6 +77,7 @@ class CheckingWorker:
     #: milliseconds that a pass takes, and what the worker says of it when it joins
     pass_ms: Callable[[StepPlan], float] = lambda _: 1e-6
     calibration: tuple[StepTiming, ...] = ()
+    blocks_per_group: int = 1
     plans: deque[StepPlan] = field(default_factory=deque)
     steps: list[StepPlan] = field(default_factory=list)  # that were run
     _kv: dict[int, int] = field(default_factory=dict)
@@ -97,6 +98,7 @@ class CheckingWorker:
             vocab_size=VOCAB_SIZE,
             max_num_seqs=self.max_num_seqs,
             calibration=self.calibration,
+            blocks_per_group=self.blocks_per_group,
         )
 
     @property

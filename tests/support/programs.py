@@ -144,6 +144,7 @@ class Cache:
     block_size: int
     num_blocks: int
     seed: int = 0
+    in_order: bool = False  # whether the next block follows the last one
     #: by sequence: its tokens so far, and its blocks
     tokens: dict[int, list[int]] = field(default_factory=dict)
     blocks: dict[int, list[int]] = field(default_factory=dict)
@@ -151,6 +152,8 @@ class Cache:
     def __post_init__(self) -> None:
         self._rng = np.random.default_rng(self.seed)
         self._free = self._rng.permutation(self.num_blocks).tolist()
+        if self.in_order:
+            self._free.sort(reverse=True)
 
     def batch(self, work: Sequence[tuple[int, int]], sample_all: bool = False) -> RaggedBatch:
         """The next tokens (sequence, how many) of some sequences; the last of each is sampled."""

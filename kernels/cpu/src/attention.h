@@ -2,7 +2,12 @@
  *
  * A layer's cache holds tiles of KEYS_PER_TILE tokens of one KV head:
  *
- *     [num_blocks][num_kv_heads][tiles_per_block] tiles, tiles_per_block = ceil(block_size / 16)
+ *     [extents][num_kv_heads][blocks of the extent][tiles_per_block] tiles,
+ *     tiles_per_block = ceil(block_size / 16)
+ *
+ * An extent is BLOCKS_PER_EXTENT blocks, the last one what is left. So where a sequence's blocks
+ * follow each other, so do the keys that a head reads; and what is written to few blocks lies close
+ * together.
  *
  *     bfloat16   K tile [key_dim / 2][16 keys][2]      V tile [16 / 2][value_dim][2]
  *     float32    K tile [key_dim][16 keys]             V tile [16][value_dim]
@@ -19,12 +24,13 @@
 #include "items.h"
 #include "splitfuse_cpu.h"
 
-enum { KEYS_PER_TILE = 16 };
+enum { KEYS_PER_TILE = 16, BLOCKS_PER_EXTENT = 32 };
 
 /* One layer. */
 typedef struct {
     int32_t dtype, num_kv_heads, head_dim, block_size;
     int32_t tiles_per_block, key_dim, value_dim;
+    int64_t num_blocks;
     void *keys, *values;
 } kv_layer;
 

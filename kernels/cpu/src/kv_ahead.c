@@ -25,12 +25,13 @@ static block_range seen_blocks(const kv_ahead *ahead, int32_t sequence) {
     };
 }
 
+/* Of one KV head of a block. */
 static int64_t keys_bytes(const kv_layer *kv) {
-    return keys_per_block_elements(kv) * kv_element_bytes(kv);
+    return keys_per_block_elements(kv) / kv->num_kv_heads * kv_element_bytes(kv);
 }
 
 static int64_t values_bytes(const kv_layer *kv) {
-    return values_per_block_elements(kv) * kv_element_bytes(kv);
+    return values_per_block_elements(kv) / kv->num_kv_heads * kv_element_bytes(kv);
 }
 
 static int64_t total_bytes(const kv_ahead *ahead) {
@@ -39,20 +40,43 @@ static int64_t total_bytes(const kv_ahead *ahead) {
         block_range seen = seen_blocks(ahead, s);
         num_blocks += seen.end - seen.begin;
     }
-    return num_blocks * (keys_bytes(ahead->kv) + values_bytes(ahead->kv));
+    const kv_layer *kv = ahead->kv;
+    return num_blocks * kv->num_kv_heads * (keys_bytes(kv) + values_bytes(kv));
 }
 
-/* So many blocks on, across the ends of sequences, or to the end. */
-static void move_on(kv_ahead *ahead, int32_t num_blocks) {
+static const int32_t *block_table(const kv_ahead *ahead) {
+    int64_t sequence = ahead->reader / ahead->kv->num_kv_heads;
+    return ahead->batch->block_tables + sequence * ahead->batch->max_num_blocks;
+}
+
+static block_range blocks_of_reader(const kv_ahead *ahead) {
+    return seen_blocks(ahead, (int32_t)(ahead->reader / ahead->kv->num_kv_heads));
+}
+
+static void begin_run(kv_ahead *ahead, int32_t begin) {
+    const int32_t *table = block_table(ahead);
+    int32_t end = blocks_of_reader(ahead).end, next = begin + 1;
+    int64_t last = extent_end(ahead->kv, table[begin]) - 1;
+    while (next < end && table[next - 1] < last && table[next] == table[next - 1] + 1) next++;
+    ahead->run_begin = begin, ahead->run_end = next;
     ahead->fetched = 0;
-    ahead->block += num_blocks;
-    for (;;) {
-        int32_t beyond = ahead->block - seen_blocks(ahead, ahead->sequence).end;
-        if (beyond < 0) return;
-        if (++ahead->sequence == ahead->batch->num_seqs) break;
-        ahead->block = seen_blocks(ahead, ahead->sequence).begin + beyond;
+}
+
+static void begin_reader(kv_ahead *ahead, int64_t reader) {
+    ahead->reader = reader;
+    if (reader < (int64_t)ahead->batch->num_seqs * ahead->kv->num_kv_heads) {
+        begin_run(ahead, blocks_of_reader(ahead).begin);
+    } else {
+        ahead->bytes_left = 0;
     }
-    ahead->bytes_left = 0;
+}
+
+static void move_on(kv_ahead *ahead) {
+    if (ahead->run_end < blocks_of_reader(ahead).end) {
+        begin_run(ahead, ahead->run_end);
+    } else {
+        begin_reader(ahead, ahead->reader + ahead->num_threads);
+    }
 }
 
 static int64_t smaller(int64_t one, int64_t other) { return one < other ? one : other; }
@@ -69,8 +93,7 @@ kv_ahead look_ahead(const sf_op *op, const kv_layer *kv, const sf_batch *batch, 
     ahead.steps_to_wait = (until.num_steps - num_steps) / num_threads;
     ahead.bytes_left = num_bytes / num_threads;
     ahead.bytes_per_step = smaller(num_bytes / num_steps + 1, MAX_BYTES_PER_STEP);
-    ahead.block = seen_blocks(&ahead, 0).begin;
-    move_on(&ahead, thread);
+    begin_reader(&ahead, thread);
     return ahead;
 }
 
@@ -78,17 +101,17 @@ prefetch next_ahead(kv_ahead *ahead, int64_t num_steps) {
     ahead->steps_to_wait -= num_steps;
     if (ahead->steps_to_wait > 0 || ahead->bytes_left <= 0) return (prefetch){0};
     const kv_layer *kv = ahead->kv;
-    int32_t block = ahead->batch->block_tables[(int64_t)ahead->sequence *
-                                                   ahead->batch->max_num_blocks +
-                                               ahead->block];
-    int64_t tile = tile_number(kv, block, 0, 0), of_keys = keys_bytes(kv);
+    int32_t num_blocks = ahead->run_end - ahead->run_begin;
+    int32_t head = (int32_t)(ahead->reader % kv->num_kv_heads);
+    int64_t tile = tile_number(kv, block_table(ahead)[ahead->run_begin], head, 0);
+    int64_t of_keys = num_blocks * keys_bytes(kv);
     bool is_key = ahead->fetched < of_keys;
     int64_t at = is_key ? ahead->fetched : ahead->fetched - of_keys;
-    int64_t left = (is_key ? of_keys : values_bytes(kv)) - at;
+    int64_t left = (is_key ? of_keys : num_blocks * values_bytes(kv)) - at;
     int64_t bytes = smaller(num_steps * ahead->bytes_per_step, left);
     ahead->fetched += bytes;
     ahead->bytes_left -= bytes;
-    if (!is_key && bytes == left) move_on(ahead, ahead->num_threads);
+    if (!is_key && bytes == left) move_on(ahead);
     const char *begin = is_key ? key_tile(kv, tile) : value_tile(kv, tile);
     return (prefetch){begin + at, (bytes + num_steps - 1) / num_steps};
 }

@@ -16,15 +16,18 @@ typedef struct {
     int64_t bytes_per_step;
 } prefetch;
 
-/* What is left for one thread; zeroed: nothing. Threads take the blocks of all sequences in turns. */
+/* What is left for one thread; zeroed: nothing. Readers are the KV heads of all sequences, dealt to
+ * the threads in turns, as attention deals its items. A reader's blocks come in runs, whose keys lie
+ * side by side, and whose values do. */
 typedef struct {
     const sf_op *op; /* the attention */
     const kv_layer *kv;
     const sf_batch *batch;
     int64_t steps_to_wait, bytes_left, bytes_per_step;
     int32_t num_threads;
-    int32_t sequence, block; /* what is being fetched */
-    int64_t fetched;         /* bytes of its keys and then values */
+    int64_t reader;             /* sequence * num_kv_heads + KV head */
+    int32_t run_begin, run_end; /* places in the sequence's block table */
+    int64_t fetched;            /* bytes of the run's keys and then values */
 } kv_ahead;
 
 /* Until attention: the steps of all loops in all threads together, and the bytes of weights. */

@@ -5,6 +5,7 @@
 #include <stdlib.h>
 
 #include "errors.h"
+#include "kv_cache.h"
 #include "memory.h"
 #include "pointwise.h"
 
@@ -316,6 +317,7 @@ int32_t sf_allocate_kv_cache(sf_model *model, int64_t num_blocks, int32_t block_
     for (int32_t i = 0; i < model->num_layers && num_blocks > 0; i++) {
         kv_layer *kv = &model->layers[i];
         *kv = with_block_size(*kv, block_size);
+        kv->num_blocks = num_blocks;
         size_t of_blocks = (size_t)(num_blocks * element_bytes(model->dtype));
         size_t *bytes = &model->layer_bytes[2 * i];
         bytes[0] = of_blocks * (size_t)keys_per_block_elements(kv);
@@ -339,6 +341,7 @@ int32_t sf_populate_kv_cache(sf_model *model, int32_t array, int64_t begin, int6
     const kv_layer *kv = &model->layers[array / 2];
     char *memory = array % 2 == 0 ? kv->keys : kv->values;
     size_t block_bytes = model->layer_bytes[array] / (size_t)model->limits.num_blocks;
+    begin = extent_begin(begin), end = extent_end(kv, end - 1);
     size_t num_bytes = (size_t)(end - begin) * block_bytes;
     return populate_memory(memory + (size_t)begin * block_bytes, num_bytes);
 }

@@ -90,9 +90,9 @@ int64_t sf_kv_cache_bytes(const sf_model *model, int64_t num_blocks, int32_t blo
 /* Zeroed memory for every layer; what was cached before is gone. */
 int32_t sf_allocate_kv_cache(sf_model *model, int64_t num_blocks, int32_t block_size);
 
-/* Take memory for the blocks [begin, end) of one array of the cache, so that the steps that write
- * them first need not. Layer i has the arrays 2 * i and 2 * i + 1. Returns 0, or -1 where the system
- * cannot or there are no such blocks. */
+/* Take memory for the extents of the blocks [begin, end) of one array of the cache, so that the
+ * steps that write them first need not. Layer i has the arrays 2 * i and 2 * i + 1. Returns 0, or -1
+ * where the system cannot or there are no such blocks. */
 int32_t sf_populate_kv_cache(sf_model *model, int32_t array, int64_t begin, int64_t end);
 
 /* One forward pass. logits: [num_logits_rows, vocab_size]. Returns 0, or -1 with the cache and the

@@ -193,6 +193,22 @@ def test_a_batch_may_sample_nothing(library: CpuLibrary) -> None:
     assert logits.shape == (0, VOCAB)
 
 
+@pytest.mark.parametrize("num_blocks", [64, 96, 101])
+def test_where_blocks_lie_changes_no_bit(library: CpuLibrary, num_blocks: int) -> None:
+    program = every_op()
+    weights = to_arrays(random_weights(program, torch.bfloat16))
+    backend = CpuBackend(program, weights, weights["embed"].dtype, library, num_threads=2)
+    logits = []
+    for in_order in (False, True):
+        backend.allocate_kv_cache(num_blocks, 4)
+        cache = Cache(4, num_blocks, in_order=in_order)
+        steps = [[(s, 1 + s % 9) for s in range(30)], [(s, 1) for s in range(30)]]
+        logits.append([run(backend, cache.batch(work)) for work in steps])
+
+    for scattered, in_order in zip(*logits, strict=True):
+        assert torch.equal(scattered, in_order)
+
+
 def side_by_side(
     block_size: int, *backends: Backend[Tensor] | CpuBackend
 ) -> Iterator[tuple[Tensor, ...]]:

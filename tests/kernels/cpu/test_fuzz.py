@@ -19,7 +19,7 @@ from kernels.ragged_batch import RaggedBatch
 from tests.support.arrays import to_arrays
 from tests.support.programs import VOCAB, Cache, every_op, random_weights
 
-NUM_BLOCKS, BLOCK_SIZE = 24, 7
+NUM_BLOCKS, BLOCK_SIZE = 40, 7
 ARRAYS = tuple(field.name for field in dataclasses.fields(RaggedBatch))
 INT32 = st.integers(-(2**31), 2**31 - 1) | st.integers(-3, 200)
 

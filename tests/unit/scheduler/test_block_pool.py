@@ -122,7 +122,7 @@ def test_the_end_of_a_table_is_evicted_before_its_beginning() -> None:
         pool.keep(block)
     pool.free(table)
 
-    assert pool.allocate(3) == table[::-1]
+    assert [pool.allocate(1)[0] for _ in range(3)] == table[::-1]
 
 
 def test_using_a_cached_block_makes_it_the_last_to_be_evicted() -> None:
@@ -152,14 +152,98 @@ def test_a_discarded_block_is_free_at_once_or_when_it_is_let_go() -> None:
     assert (pool.num_free, pool.num_cached) == (2, 0)
 
 
-@given(st.lists(st.tuples(st.integers(0, 4), st.integers(0, 30)), max_size=80))
-def test_every_block_is_in_exactly_one_place_whatever_is_done(moves: list[tuple[int, int]]) -> None:
-    pool = BlockPool(7)
+def test_evicted_blocks_are_reported_once() -> None:
+    pool = BlockPool(2)
+    _held, cached = pool.allocate(2)
+    pool.keep(cached)
+    pool.free([cached])
+
+    pool.allocate(1)
+
+    assert pool.drain_evicted() == [cached]
+    assert pool.drain_evicted() == []
+
+
+# ── groups ─────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_pool_of_empty_groups_is_refused() -> None:
+    with pytest.raises(ValueError, match="at least one block, not 0"):
+        BlockPool(8, group_size=0)
+
+
+def test_a_holder_goes_on_where_its_table_ends() -> None:
+    pool = BlockPool(12, group_size=4)
+    one, other = pool.allocate(2), pool.allocate(3)
+
+    grown = [*one, *pool.allocate(1, after=one[-1]), *pool.allocate(4, after=one[-1] + 1)]
+
+    assert (one, other) == ([0, 1], [4, 5, 6])
+    assert grown == [0, 1, 2, 3, 8, 9, 10]
+
+
+def test_a_holder_goes_on_into_the_next_group_if_it_is_whole() -> None:
+    pool = BlockPool(12, group_size=4)
+
+    assert pool.allocate(9, after=pool.allocate(1)[0]) == list(range(1, 10))
+
+
+def test_blocks_of_several_groups_are_in_order_whatever_became_free_first() -> None:
+    pool = BlockPool(12, group_size=4)
+    tables = [pool.allocate(4) for _ in range(3)]
+    for index in (0, 2, 1):
+        pool.free(tables[index])
+
+    assert pool.allocate(10) == list(range(10))
+
+
+def test_the_group_of_the_oldest_cached_block_is_evicted_before_leftovers_are_used() -> None:
+    pool = BlockPool(8, group_size=4)
+    oldest, newest = pool.allocate(4), pool.allocate(3)
+    for table in (oldest, newest):
+        for block in table:
+            pool.keep(block)
+        pool.free(table)
+
+    assert pool.allocate(1) == [0]
+    assert sorted(pool.drain_evicted()) == oldest
+    assert (pool.num_free, pool.num_cached) == (4, 3)
+
+
+def test_a_group_that_somebody_holds_a_block_of_is_not_evicted_but_block_by_block() -> None:
+    pool = BlockPool(4, group_size=4)
+    table = pool.allocate(4)
+    for block in table:
+        pool.keep(block)
+    pool.free(table[1:])
+
+    assert pool.allocate(1) == [3]
+    assert pool.drain_evicted() == [3]
+    assert (pool.num_held, pool.num_cached) == (2, 2)
+
+
+def test_leftovers_are_used_when_there_is_nothing_to_evict() -> None:
+    pool = BlockPool(7, group_size=4)
+    pool.allocate(1), pool.allocate(1)
+
+    assert pool.allocate(5) == [1, 2, 3, 5, 6]
+
+
+@given(
+    st.integers(1, 5),
+    st.lists(st.tuples(st.integers(0, 5), st.integers(0, 30)), max_size=80),
+)
+def test_every_block_is_in_exactly_one_place_whatever_is_done(
+    group_size: int, moves: list[tuple[int, int]]
+) -> None:
+    pool = BlockPool(7, group_size)
     tables: list[list[int]] = []
     for move, number in moves:
         table = tables[number % len(tables)] if tables else []
         if move == 0 and number % 4 <= pool.num_available:
             tables.append(pool.allocate(number % 4))
+        elif move == 5 and table and number % 4 <= pool.num_available:
+            table += pool.allocate(number % 4, after=table[-1])
         elif move == 1 and tables:
             tables.remove(table)
             pool.free(table)

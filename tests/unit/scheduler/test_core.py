@@ -535,7 +535,9 @@ def test_a_draining_worker_finishes_what_it_runs_and_takes_nothing_more() -> Non
     assert all(client.finish_reason for client in clients)
 
 
-@pytest.mark.parametrize("field", ["num_blocks", "block_size", "max_model_len", "max_num_seqs"])
+@pytest.mark.parametrize(
+    "field", ["num_blocks", "block_size", "blocks_per_group", "max_model_len", "max_num_seqs"]
+)
 def test_a_worker_that_can_hold_nothing_is_refused(field: str) -> None:
     mesh = SchedulerMesh()
     worker = CheckingWorker()

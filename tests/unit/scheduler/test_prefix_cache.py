@@ -58,7 +58,7 @@ def cache(pool: BlockPool) -> PrefixCache:
 
 def fill(pool: BlockPool, cache: PrefixCache, names: list[bytes]) -> list[int]:
     table = pool.allocate(len(names))
-    cache.evict(table)
+    cache.evict(pool.drain_evicted())
     for block, name in zip(table, names, strict=True):
         cache.register(block, name)
     return table
@@ -88,7 +88,8 @@ def test_blocks_are_found_after_nobody_holds_them(pool: BlockPool, cache: Prefix
 def test_an_evicted_block_is_not_found(pool: BlockPool, cache: PrefixCache) -> None:
     pool.free(fill(pool, cache, digests(range(8))))
 
-    cache.evict(pool.allocate(6))
+    pool.allocate(6)
+    cache.evict(pool.drain_evicted())
 
     assert cache.lookup(digests(range(8)), max_blocks=2) == []
     cache.check()

@@ -326,6 +326,7 @@ def test_join_says_what_the_worker_can_do(
     assert join.num_blocks == (of_cpu if options.backend == "cpu" else of_reference)
     assert (join.block_size, join.max_model_len, join.vocab_size) == (8, 100, VOCAB_SIZE)
     assert (join.device, join.backend, join.dtype) == ("cpu", options.backend, "float32")
+    assert join.blocks_per_group == (16 if options.backend == "cpu" else 1)
     assert join.model == directory.name
 
 
