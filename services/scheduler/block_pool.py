@@ -10,22 +10,29 @@ Invariant: num_free + num_held + num_cached == num_blocks.
 
 Blocks whose ids follow each other lie side by side, and where that makes a worker faster it says in
 groups of how many it wants them. A group is whole if all of its blocks are free, else its free
-blocks are leftovers. A holder goes on where its table ends; what it needs beyond that begins in
-whole groups, and when there are none, the oldest cached block is evicted with its group, unless
-somebody holds a block of that. Leftovers are for when this yields nothing. So some free blocks wait
-while cached ones are evicted, less than a group per sequence. In groups of one there are no
-leftovers: free blocks go before cached ones.
+blocks are leftovers; it is idle if nobody holds a block of it. A holder goes on where its table
+ends. What it needs beyond that it gets, in this order, from
+
+    whole groups
+    leftovers of idle groups, a quarter of a group or more: nobody will go on there
+    the idle group unused for longest, whose cached blocks are evicted
+    any leftovers, and at last the cached blocks among what others hold, oldest first
+
+So the free blocks that wait while cached ones are evicted are less than a quarter of a group, or
+lie ahead of a running sequence. In groups of one there are no leftovers: free blocks, then cached
+ones.
 
 Every method checks its arguments before it changes anything. All are O(1) per block, but that
-`allocate` may look through a group, and at MAX_LOOKS blocks.
+`allocate` may look through a group.
 """
 
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence, Set
-from itertools import islice
-from typing import Final
+from collections.abc import Sequence, Set
+from itertools import chain
 
-MAX_LOOKS: Final = 64  # oldest blocks whose groups are looked at, before leftovers are used
+LEFTOVERS_OF_GROUP = 4  # leftovers are worth beginning in from this part of a group on: 1 / 4
+
+_Groups = OrderedDict[int, None]
 
 
 class BlockPool:
@@ -58,10 +65,18 @@ class BlockPool:
         self._sizes[-1] -= num_groups * group_size - num_blocks
         self._free_in = list(self._sizes)
         self._held_in = [0] * num_groups
-        #: whole groups; the last is used first, so that memory is written over before more is used
-        self._whole = OrderedDict.fromkeys(reversed(range(num_groups)))
-        #: groups with leftovers; the first is used first, since others' holders may still go on
-        self._partly_free: OrderedDict[int, None] = OrderedDict()
+        # Each group is listed in exactly one of these.
+        #: all free; the last is used first, so that memory is written over before more is used
+        self._whole: _Groups = OrderedDict.fromkeys(reversed(range(num_groups)))
+        #: idle, with leftovers worth beginning in; the first is used first
+        self._roomy: _Groups = OrderedDict()
+        #: idle, and cached for the most part; the one unused for longest first
+        self._idle: _Groups = OrderedDict()
+        #: with leftovers, ahead of or between what somebody holds; the first is used first
+        self._leftovers: _Groups = OrderedDict()
+        #: without free blocks, somebody holds one
+        self._full: _Groups = OrderedDict()
+        self._min_leftovers = max(1, group_size // LEFTOVERS_OF_GROUP)
 
     @property
     def num_free(self) -> int:
@@ -109,7 +124,7 @@ class BlockPool:
         if after is not None and self.group_size > 1:
             self._go_on(after, num_blocks, taken)
         if len(taken) < num_blocks:
-            for group in sorted(self._pick_whole_groups(num_blocks - len(taken))):
+            for group in sorted(self._pick_groups(num_blocks - len(taken))):
                 self._take_from(group * self.group_size, group, num_blocks, taken)
         while len(taken) < num_blocks:
             group = self._group_with_leftovers()
@@ -133,7 +148,7 @@ class BlockPool:
         for block_id in block_ids:
             if not self._ref_counts[block_id]:
                 del self._cached[block_id]
-                self._held_in[block_id // self.group_size] += 1
+                self._count(block_id // self.group_size, more_held=1)
             self._ref_counts[block_id] += 1
 
     def free(self, block_ids: Sequence[int]) -> None:
@@ -153,11 +168,11 @@ class BlockPool:
             self._ref_counts[block_id] -= 1
             if self._ref_counts[block_id]:
                 continue
-            self._held_in[block_id // self.group_size] -= 1
             if block_id in self._kept:
                 self._cached[block_id] = None
+                self._count(block_id // self.group_size, more_held=-1)
             else:
-                self._add_free(block_id)
+                self._count(block_id // self.group_size, more_held=-1, more_free=1)
 
     def keep(self, block_id: int) -> None:
         """From now on the held block is cached, not free, when its last holder lets go.
@@ -174,7 +189,7 @@ class BlockPool:
         self._kept.discard(block_id)
         if block_id in self._cached:
             del self._cached[block_id]
-            self._add_free(block_id)
+            self._count(block_id // self.group_size, more_free=1)
 
     def _blocks_of(self, group: int) -> range:
         begin = group * self.group_size
@@ -191,17 +206,26 @@ class BlockPool:
                 return
             begin = taken[-1] + 1
 
-    def _pick_whole_groups(self, num_blocks: int) -> Iterator[int]:
-        """Groups for so many blocks, as far as there are any; they must be listed again."""
-        while num_blocks > 0 and (self._whole or self._evict_group()):
-            group, _ = self._whole.popitem()
-            num_blocks -= self._sizes[group]
-            yield group
+    def _pick_groups(self, num_blocks: int) -> list[int]:
+        """Idle groups with free blocks, enough for so many as far as there are any."""
+        picked: list[int] = []
+        for group in chain(reversed(self._whole), self._roomy):
+            if num_blocks <= 0:
+                return picked
+            picked.append(group)
+            num_blocks -= self._free_in[group]
+        while num_blocks > 0 and self._idle:
+            group = next(iter(self._idle))
+            self._evict_from(group)
+            picked.append(group)
+            num_blocks -= self._free_in[group]
+        return picked
 
     def _group_with_leftovers(self) -> int:
-        if not self._partly_free:
+        """A group with a free block, when nothing is idle."""
+        if not self._leftovers:
             self._evict(next(iter(self._cached)))
-        return next(iter(self._partly_free))
+        return next(iter(self._leftovers))
 
     def _take_from(self, begin: int, group: int, num_blocks: int, taken: list[int]) -> int:
         """Take free blocks of a group from `begin` on, until `num_blocks` are taken.
@@ -216,45 +240,39 @@ class BlockPool:
                 self._ref_counts[block_id] = 1
                 taken.append(block_id)
         count = len(taken) - before
-        self._num_free -= count
-        self._held_in[group] += count
-        self._list(group, -count)
+        self._count(group, more_held=count, more_free=-count)
         return count
 
-    def _add_free(self, block_id: int) -> None:
-        self._num_free += 1
-        self._list(block_id // self.group_size, 1)
-
-    def _list(self, group: int, more_free: int) -> None:
-        """Put a group where its number of free blocks says."""
+    def _count(self, group: int, *, more_held: int = 0, more_free: int = 0) -> None:
+        """Count blocks of a group that changed, and list it where it belongs."""
+        before = self._where(group)
+        self._num_free += more_free
         self._free_in[group] += more_free
+        self._held_in[group] += more_held
+        after = self._where(group)
+        if after is not before:
+            del before[group]
+            after[group] = None
+
+    def _where(self, group: int) -> _Groups:
+        """The list that a group belongs in."""
         num_free = self._free_in[group]
         if num_free == self._sizes[group]:
-            self._partly_free.pop(group, None)
-            self._whole[group] = None
-            return
-        self._whole.pop(group, None)
-        if num_free:
-            self._partly_free[group] = None
-        else:
-            self._partly_free.pop(group, None)
+            return self._whole
+        if self._held_in[group]:
+            return self._leftovers if num_free else self._full
+        return self._roomy if num_free >= self._min_leftovers else self._idle
 
     def _evict(self, block_id: int) -> None:
         del self._cached[block_id]
         self._kept.discard(block_id)
         self._evicted.append(block_id)
-        self._add_free(block_id)
+        self._count(block_id // self.group_size, more_free=1)
 
-    def _evict_group(self) -> bool:
-        """Make a whole group of one that nobody holds a block of; False if none is found."""
-        for block_id in islice(self._cached, MAX_LOOKS):
-            group = block_id // self.group_size
-            if not self._held_in[group]:
-                for neighbour in self._blocks_of(group):
-                    if neighbour in self._cached:
-                        self._evict(neighbour)
-                return True
-        return False
+    def _evict_from(self, group: int) -> None:
+        for block_id in self._blocks_of(group):
+            if block_id in self._cached:
+                self._evict(block_id)
 
     def check(self) -> None:
         """Raise AssertionError unless every sentence of the module docstring is true."""
@@ -267,12 +285,13 @@ class BlockPool:
             )
         if not cached <= self._kept <= held | cached:
             raise AssertionError("a cached block is not kept, or a free block is")
-        for group, (num_free, num_held) in enumerate(
-            zip(self._free_in, self._held_in, strict=True)
-        ):
-            blocks = set(self._blocks_of(group))
-            if (num_free, num_held) != (len(blocks - held - cached), len(blocks & held)):
-                raise AssertionError(f"group {group} has not {num_free} free, {num_held} held")
-            is_whole, is_partly_free = group in self._whole, group in self._partly_free
-            if (is_whole, is_partly_free) != (num_free == len(blocks), 0 < num_free < len(blocks)):
-                raise AssertionError(f"group {group} with {num_free} free blocks is listed wrongly")
+        for group in range(len(self._sizes)):
+            self._check_group(group, set(self._blocks_of(group)), held, cached)
+
+    def _check_group(self, group: int, blocks: set[int], held: set[int], cached: set[int]) -> None:
+        num_free, num_held = len(blocks - held - cached), len(blocks & held)
+        if (self._free_in[group], self._held_in[group]) != (num_free, num_held):
+            raise AssertionError(f"group {group} has not {num_free} free, {num_held} held")
+        lists = (self._whole, self._roomy, self._idle, self._leftovers, self._full)
+        if [groups for groups in lists if group in groups] != [self._where(group)]:
+            raise AssertionError(f"group {group} with {num_free} free blocks is listed wrongly")

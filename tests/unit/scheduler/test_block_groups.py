@@ -4,7 +4,7 @@ from common.token_ids import unpack_ids
 from tests.support.checking_worker import CheckingWorker
 from tests.support.scheduler_mesh import SchedulerMesh, a_request, options
 
-GROUP = 4
+GROUP = 8
 
 
 def tables(mesh: SchedulerMesh) -> list[list[int]]:
@@ -20,10 +20,10 @@ def tables(mesh: SchedulerMesh) -> list[list[int]]:
 
 def test_sequences_that_take_turns_get_whole_groups_though_the_cache_is_full() -> None:
     mesh = SchedulerMesh(options(token_budget=16))
-    mesh.join("w", CheckingWorker(num_blocks=48, blocks_per_group=GROUP, max_model_len=64))
+    mesh.join("w", CheckingWorker(num_blocks=96, blocks_per_group=GROUP, max_model_len=64))
     for turn in range(9):
-        for index in range(3):  # 11 blocks each
-            mesh.arrive(a_request(f"{turn}.{index}", [turn, index, *range(34)], max_tokens=8))
+        for index in range(3):  # 16 blocks each
+            mesh.arrive(a_request(f"{turn}.{index}", [turn, index, *range(34)], max_tokens=28))
         mesh.run_until_idle()
 
     assert len(tables(mesh)) == 27
@@ -37,13 +37,25 @@ def test_sequences_that_take_turns_get_whole_groups_though_the_cache_is_full() -
 def test_behind_a_prefix_that_was_found_a_sequence_begins_a_group() -> None:
     mesh = SchedulerMesh(options(token_budget=16))
     mesh.join("w", CheckingWorker(num_blocks=48, blocks_per_group=GROUP, max_model_len=64))
-    for name in ("first", "second"):
-        mesh.arrive(a_request(name, range(20), max_tokens=4))
+    for name, last in (("first", range(4)), ("second", range(4, 8))):
+        mesh.arrive(a_request(name, [*range(28), *last], max_tokens=1))
         mesh.run_until_idle()
 
     first, second = tables(mesh)
-    assert mesh.core.stats.num_cache_hit_tokens == 16
-    assert first[:4] == second[:4]
-    assert second[4] not in first
-    assert second[4] % GROUP == 0
+    assert mesh.core.stats.num_cache_hit_tokens == 28
+    assert first[:7] == second[:7]
+    assert second[7] not in first
+    assert second[7] % GROUP == 0
+    mesh.check_ended()
+
+
+def test_short_sequences_share_groups_so_that_the_cache_holds_as_many_as_it_has_room_for() -> None:
+    mesh = SchedulerMesh(options(token_budget=16))
+    mesh.join("w", CheckingWorker(num_blocks=48, blocks_per_group=16, max_model_len=64))
+    for turn in range(2):
+        for index in range(11):  # 4 blocks each
+            mesh.arrive(a_request(f"{turn}.{index}", [index, *range(15)], max_tokens=1))
+            mesh.run_until_idle()
+
+    assert mesh.core.stats.num_cache_hit_tokens == 11 * 12
     mesh.check_ended()

@@ -197,17 +197,43 @@ def test_blocks_of_several_groups_are_in_order_whatever_became_free_first() -> N
     assert pool.allocate(10) == list(range(10))
 
 
-def test_the_group_of_the_oldest_cached_block_is_evicted_before_leftovers_are_used() -> None:
-    pool = BlockPool(8, group_size=4)
-    oldest, newest = pool.allocate(4), pool.allocate(3)
-    for table in (oldest, newest):
+def cache(pool: BlockPool, *tables: list[int]) -> None:
+    for table in tables:
         for block in table:
             pool.keep(block)
         pool.free(table)
 
+
+def test_the_idle_group_unused_for_longest_is_evicted_as_a_whole() -> None:
+    pool = BlockPool(16, group_size=8)
+    oldest, newest = pool.allocate(8), pool.allocate(7)
+    cache(pool, oldest, newest)
+
     assert pool.allocate(1) == [0]
     assert sorted(pool.drain_evicted()) == oldest
-    assert (pool.num_free, pool.num_cached) == (4, 3)
+    assert (pool.num_free, pool.num_cached) == (8, 7)
+
+
+def test_a_cached_block_that_was_used_again_makes_its_group_the_last_to_be_evicted() -> None:
+    pool = BlockPool(8, group_size=4)
+    oldest, newest = pool.allocate(4), pool.allocate(4)
+    cache(pool, oldest, newest)
+    pool.touch(oldest[:1])
+    pool.free(oldest[:1])
+
+    assert pool.allocate(1) == [4]
+    assert sorted(pool.drain_evicted()) == newest
+
+
+def test_leftovers_that_nobody_will_go_on_in_are_used_before_anything_is_evicted() -> None:
+    pool = BlockPool(16, group_size=8)
+    running, ended = pool.allocate(2), pool.allocate(6)
+    cache(pool, ended)
+
+    assert pool.allocate(2) == [14, 15]
+    assert pool.allocate(2, after=running[-1]) == [2, 3]
+    assert pool.drain_evicted() == []
+    assert pool.allocate(1) == [4]  # ahead of a running one, since nothing is idle
 
 
 def test_a_group_that_somebody_holds_a_block_of_is_not_evicted_but_block_by_block() -> None:
@@ -230,13 +256,14 @@ def test_leftovers_are_used_when_there_is_nothing_to_evict() -> None:
 
 
 @given(
-    st.integers(1, 5),
+    st.integers(5, 20),
+    st.integers(1, 9),
     st.lists(st.tuples(st.integers(0, 5), st.integers(0, 30)), max_size=80),
 )
 def test_every_block_is_in_exactly_one_place_whatever_is_done(
-    group_size: int, moves: list[tuple[int, int]]
+    num_blocks: int, group_size: int, moves: list[tuple[int, int]]
 ) -> None:
-    pool = BlockPool(7, group_size)
+    pool = BlockPool(num_blocks, group_size)
     tables: list[list[int]] = []
     for move, number in moves:
         table = tables[number % len(tables)] if tables else []
