@@ -26,7 +26,7 @@ Every method checks its arguments before it changes anything. All are O(1) per b
 `allocate` may look through a group.
 """
 
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Sequence, Set
 from itertools import chain
 
@@ -285,13 +285,19 @@ class BlockPool:
             )
         if not cached <= self._kept <= held | cached:
             raise AssertionError("a cached block is not kept, or a free block is")
-        for group in range(len(self._sizes)):
-            self._check_group(group, set(self._blocks_of(group)), held, cached)
+        self._check_groups(held, cached)
 
-    def _check_group(self, group: int, blocks: set[int], held: set[int], cached: set[int]) -> None:
-        num_free, num_held = len(blocks - held - cached), len(blocks & held)
-        if (self._free_in[group], self._held_in[group]) != (num_free, num_held):
-            raise AssertionError(f"group {group} has not {num_free} free, {num_held} held")
+    def _check_groups(self, held: set[int], cached: set[int]) -> None:
+        size = self.group_size
+        held_in = Counter(block_id // size for block_id in held)
+        taken_in = held_in + Counter(block_id // size for block_id in cached)
+        groups = range(len(self._sizes))
+        if self._held_in != [held_in[group] for group in groups]:
+            raise AssertionError("held blocks are counted wrongly in a group")
+        if self._free_in != [self._sizes[group] - taken_in[group] for group in groups]:
+            raise AssertionError("free blocks are counted wrongly in a group")
         lists = (self._whole, self._roomy, self._idle, self._leftovers, self._full)
-        if [groups for groups in lists if group in groups] != [self._where(group)]:
-            raise AssertionError(f"group {group} with {num_free} free blocks is listed wrongly")
+        if sum(map(len, lists)) != len(groups) or not all(
+            self._where(group) is listed for listed in lists for group in listed
+        ):
+            raise AssertionError("a group is listed twice, or where it does not belong")
