@@ -30,8 +30,6 @@ from collections import Counter, OrderedDict
 from collections.abc import Sequence, Set
 from itertools import chain
 
-LEFTOVERS_OF_GROUP = 4  # leftovers are worth beginning in from this part of a group on: 1 / 4
-
 _Groups = OrderedDict[int, None]
 
 
@@ -76,7 +74,8 @@ class BlockPool:
         self._leftovers: _Groups = OrderedDict()
         #: without free blocks, somebody holds one
         self._full: _Groups = OrderedDict()
-        self._min_leftovers = max(1, group_size // LEFTOVERS_OF_GROUP)
+        #: leftovers worth beginning in: a quarter of a group, since fewer make short pieces
+        self._min_leftovers = -(-group_size // 4)
 
     @property
     def num_free(self) -> int:

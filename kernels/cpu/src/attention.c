@@ -59,9 +59,10 @@ INLINE vec_pair load_vec_pair(int arithmetic, const char *p, int64_t to_second) 
     return (vec_pair){(vec)(pairs << 16), (vec)(pairs & 0xffff0000)};
 }
 
+/* Into the second cache. Two groups of 16 KiB fill the first, which two threads may share. */
 INLINE void prefetch_vec_pair(int arithmetic, const char *p, int64_t to_second) {
-    __builtin_prefetch(p, 0, 3);
-    if (arithmetic == SINGLES) __builtin_prefetch(p + to_second, 0, 3);
+    __builtin_prefetch(p, 0, 2);
+    if (arithmetic == SINGLES) __builtin_prefetch(p + to_second, 0, 2);
 }
 
 INLINE int64_t row_pair_bytes(int arithmetic) { return arithmetic == DOT_PAIRS ? 4 : 8; }
