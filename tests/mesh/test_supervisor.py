@@ -142,7 +142,7 @@ def test_an_option_that_only_a_service_can_judge_ends_the_mesh_with_its_words(
 
 
 def test_several_of_each_share_one_name_and_one_address(runtime: Path, tiny_model: Path) -> None:
-    first = free_port()
+    first = free_port(2)
     counts = ("--gateways", "2", "--tokenizers", "2", "--schedulers", "2", "--workers", "2")
     with Serve(runtime, str(tiny_model), "--port", str(first), *counts, *WORKER) as serve:
         serve.wait_ready()
