@@ -277,7 +277,7 @@ class WorkerJoin(Message, frozen=True, tag=31):
     vocab_size: int
     max_num_seqs: int  # sequences that its token buffers can hold
     calibration: tuple[StepTiming, ...] = ()  # passes it measured before; empty: none
-    blocks_per_group: int = 1  # it reads KV faster if blocks of a sequence lie side by side so far
+    blocks_per_group: int = 1  # KV blocks of a sequence that shall lie side by side
 
 
 class SampledToken(Part, frozen=True):

@@ -4,7 +4,7 @@ A block is in exactly one of three places:
 
     free     its contents mean nothing
     held     at least one sequence has it in its block table (`ref_count` > 0)
-    cached   nobody holds it, but its contents may be used again; evicted oldest first
+    cached   nobody holds it, but its contents may be used again
 
 Invariant: num_free + num_held + num_cached == num_blocks.
 
@@ -19,7 +19,7 @@ ends. What it needs beyond that it gets, in this order, from
     any leftovers, and at last the cached blocks among what others hold, oldest first
 
 So the free blocks that wait while cached ones are evicted are less than a quarter of a group, or
-lie ahead of a running sequence. In groups of one there are no leftovers: free blocks, then cached
+lie in one of which somebody holds a block. In groups of one there are no leftovers: free blocks, then cached
 ones.
 
 Every method checks its arguments before it changes anything. All are O(1) per block, but that
@@ -124,10 +124,10 @@ class BlockPool:
             self._go_on(after, num_blocks, taken)
         if len(taken) < num_blocks:
             for group in sorted(self._pick_groups(num_blocks - len(taken))):
-                self._take_from(group * self.group_size, group, num_blocks, taken)
+                self._take_from(group * self.group_size, num_blocks, taken)
         while len(taken) < num_blocks:
             group = self._group_with_leftovers()
-            self._take_from(group * self.group_size, group, num_blocks, taken)
+            self._take_from(group * self.group_size, num_blocks, taken)
         return taken
 
     def drain_evicted(self) -> list[int]:
@@ -201,7 +201,7 @@ class BlockPool:
             group, place = divmod(begin, self.group_size)
             if not place and group not in self._whole:
                 return
-            if not self._take_from(begin, group, num_blocks, taken):
+            if not self._take_from(begin, num_blocks, taken):
                 return
             begin = taken[-1] + 1
 
@@ -226,12 +226,12 @@ class BlockPool:
             self._evict(next(iter(self._cached)))
         return next(iter(self._leftovers))
 
-    def _take_from(self, begin: int, group: int, num_blocks: int, taken: list[int]) -> int:
-        """Take free blocks of a group from `begin` on, until `num_blocks` are taken.
+    def _take_from(self, begin: int, num_blocks: int, taken: list[int]) -> int:
+        """Take free blocks from `begin` to its group's end, until `num_blocks` are taken.
 
         Returns how many it took.
         """
-        before = len(taken)
+        group, before = begin // self.group_size, len(taken)
         for block_id in range(begin, self._blocks_of(group).stop):
             if len(taken) == num_blocks:
                 break
