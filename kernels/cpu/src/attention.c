@@ -59,7 +59,7 @@ INLINE vec_pair load_vec_pair(int arithmetic, const char *p, int64_t to_second) 
     return (vec_pair){(vec)(pairs << 16), (vec)(pairs & 0xffff0000)};
 }
 
-/* Into the second cache. Two groups of 16 KiB fill the first, which two threads may share. */
+/* Into the second cache: this group and the next, 16 KiB each, would fill a first one of 32. */
 INLINE void prefetch_vec_pair(int arithmetic, const char *p, int64_t to_second) {
     __builtin_prefetch(p, 0, 2);
     if (arithmetic == SINGLES) __builtin_prefetch(p + to_second, 0, 2);
