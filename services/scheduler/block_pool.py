@@ -19,8 +19,8 @@ ends. What it needs beyond that it gets, in this order, from
     any leftovers, and at last the cached blocks among what others hold, oldest first
 
 So the free blocks that wait while cached ones are evicted are less than a quarter of a group, or
-lie in one of which somebody holds a block. In groups of one there are no leftovers: free blocks, then cached
-ones.
+lie in one of which somebody holds a block. In groups of one there are no leftovers: free blocks,
+then cached ones.
 
 Every method checks its arguments before it changes anything. All are O(1) per block, but that
 `allocate` may look through a group.
