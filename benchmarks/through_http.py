@@ -5,8 +5,10 @@
 
 The engine alone decodes so many sequences in a loop, in its own process; then `splitfuse serve`
 streams as many to clients, through all four services. They take turns, so that both see the same
-machine. The client runs on the same cores, and its processor time is shown: it only counts bytes.
-With fewer threads than cores the others keep out of the engine's way.
+machine. The largest of its loads has run on either side before it is measured, and the server was
+left alone until it had taken memory ahead: what is first written is slow. The client runs on the
+same cores, and its processor time is shown: it only counts bytes. With fewer threads than cores the
+others keep out of the engine's way.
 """
 
 import argparse
@@ -33,6 +35,7 @@ PROMPT_TOKENS = 16
 BLOCK_SIZE = 16
 FIRST_ID = 1000  # of the ids that prompts are made of; any will do
 EVENT = b"data: {"
+LOOK_PERIOD_S = 1.0  # a worker begins to take memory after 0.2 s without work
 
 
 class _Stream(asyncio.Protocol):
@@ -130,7 +133,7 @@ def engine_alone(
     options = {"block_size": BLOCK_SIZE, "cpu_threads": threads}
     engine = Engine(Path(model_dir), WorkerOptions.model_validate(options))
     rates = {}
-    for count in clients:
+    for count in (max(clients), *clients):  # the first is not counted: the last of its count is
         engine.reset()
         new = tuple(new_sequence(index, num_tokens) for index in range(count))
         prefill = tuple(Chunk(s.sequence_id, 0, PROMPT_TOKENS, b"", True) for s in new)
@@ -159,6 +162,16 @@ class Served:
     cpu_ms_per_step: dict[str, float]  # by process
 
 
+def wait_for_memory(supervisor: psutil.Process, limit_s: float = 60.0) -> None:
+    """Until the services, which have nothing to do, take no more memory."""
+    deadline = time.monotonic() + limit_s
+    before, now = 0, 1
+    while now > before:
+        assert time.monotonic() < deadline, f"memory still grows after {limit_s:.0f} s"
+        time.sleep(LOOK_PERIOD_S)
+        before, now = now, sum(child.memory_info().rss for child in supervisor.children(True))
+
+
 def through_http(
     clients: Sequence[int], num_tokens: int, flags: Sequence[str]
 ) -> dict[int, Served]:
@@ -166,7 +179,8 @@ def through_http(
     with serving(*flags) as (url, _, supervisor):
         port = int(url.rpartition(":")[2])
         model = httpx.get(f"{url}/v1/models").json()["data"][0]["id"]
-        asyncio.run(stream_all(port, model, 10_000, 2, 32))
+        asyncio.run(stream_all(port, model, 10_000, max(clients), num_tokens))
+        wait_for_memory(supervisor)
         for count in clients:
             before, own = cpu_seconds(supervisor), psutil.Process().cpu_times()
             rate = asyncio.run(stream_all(port, model, 100 * count, count, num_tokens))

@@ -11,7 +11,7 @@ from typing import Final
 
 from kernels.ragged_batch import Int32Array
 
-AHEAD_BYTES: Final = 256 * 2**20  # beyond the highest block written; schedulers use low ones first
+AHEAD_BYTES: Final = 512 * 2**20  # beyond the highest block written; schedulers use low ones first
 PIECE_BYTES: Final = 2 * 2**20  # of one array at a time: a large page, milliseconds at worst
 
 
