@@ -38,6 +38,7 @@ CACHE_VARIABLE = "SPLITFUSE_CACHE"  # directory of converted models; read by the
 EXIT_CONFIG = 2
 
 MIB = 1024**2
+MAX_STREAM_INTERVAL = 1024  # tokens
 
 
 def _may_be_host(name: str) -> bool:
@@ -139,6 +140,13 @@ class GatewayOptions(BaseModel):
     )
     request_timeout_s: Seconds | None = Field(
         None, description="a request that takes longer ends with a timeout error"
+    )
+    stream_interval: int = Field(
+        1,
+        ge=1,
+        le=MAX_STREAM_INTERVAL,
+        description="tokens of a stream that are sent together, behind the first; with more, "
+        "services take less of the processor; requests with stop strings get each token",
     )
 
 

@@ -179,6 +179,7 @@ class TokenizeRequest(Message, frozen=True, tag=10):
     # replace their values.
     defaulted: tuple[str, ...] = ()
     target_tbt_ms: float | None = None  # > 0; time between tokens that the client asks for (P99)
+    stream_interval: int = 1  # >= 1; output tokens that may be told together
 
 
 class TokenLogprob(Part, frozen=True):
@@ -200,7 +201,7 @@ class TokenDelta(Part, frozen=True):
 
 
 class TokenDeltas(Message, frozen=True, tag=11):
-    """All that one step made for one tokenizer."""
+    """What one tokenizer hears of after a step: new tokens, and those that had waited for them."""
 
     deltas: tuple[TokenDelta, ...]
 
@@ -251,6 +252,7 @@ class GenerateRequest(Message, frozen=True, tag=30):
     priority: int = 0
     tenant: str = ""
     target_tbt_ms: float | None = None  # > 0; tightens the scheduler's own
+    stream_interval: int = 1  # >= 1; output tokens that may be told together
 
 
 class StepTiming(Part, frozen=True):

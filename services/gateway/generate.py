@@ -123,7 +123,11 @@ class GenerateEndpoint:
             self._mesh.draining,
         )
         return tokenize_requests(
-            generation, record.completion_id, secrets.randbits(64), record.target_tbt_ms
+            generation,
+            record.completion_id,
+            secrets.randbits(64),
+            record.target_tbt_ms,
+            self._config.stream_interval,
         )
 
     async def _answer(

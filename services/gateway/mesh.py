@@ -167,12 +167,12 @@ class Mesh:
 
     def _deliver(self, delta: TextDelta, now: float) -> None:
         open_ = self._open[delta.request_id]
+        num_tokens = num_ids(delta.token_ids)
         if open_.last_delta is None:
             metrics.time_to_first_token.observe(now - open_.arrived)
         else:
-            metrics.inter_token_latency.observe(now - open_.last_delta)
+            metrics.inter_token_latency.observe((now - open_.last_delta) / max(1, num_tokens))
         open_.last_delta = now
-        num_tokens = num_ids(delta.token_ids)
         open_.num_tokens += num_tokens
         self._num_uncounted_tokens += num_tokens
         if delta.finish_reason is not None:

@@ -16,7 +16,7 @@ time_to_first_token = histogram(
     "time_to_first_token_seconds", "From the request to its first token", TTFT_BUCKETS_S
 )
 inter_token_latency = histogram(
-    "inter_token_latency_seconds", "Between deltas of one sequence", ITL_BUCKETS_S
+    "inter_token_latency_seconds", "Between deltas of one sequence, per token", ITL_BUCKETS_S
 )
 e2e_request_latency = histogram(
     "e2e_request_latency_seconds", "From the request to its last token", LATENCY_BUCKETS_S

@@ -20,6 +20,7 @@ from pydantic import (
     ValidationError,
 )
 
+from common.config import MAX_STREAM_INTERVAL
 from common.errors import FailureCode, RequestError
 from common.messages import (
     ChatPrompt,
@@ -43,6 +44,8 @@ Form = TypeVar("Form", bound="_Body")
 
 MAX_CHOICES = 128
 MAX_LOGPROBS = 20
+# Tokens that travel together when nobody reads along; what the loss of a service costs is so many.
+WHOLE_ANSWER_INTERVAL = 16
 MAX_NESTING = 64  # of objects and lists in messages and chat_template_kwargs
 COMPLETION_MAX_TOKENS = 16  # what OpenAI's completions endpoint does when not told otherwise
 
@@ -112,6 +115,7 @@ class Generation:
     defaulted: tuple[str, ...]  # fields of `sampling` left to the model's own defaults
     text: TextOptions
     stream: bool
+    stream_interval: int | None  # tokens sent together; None: the gateway's own
     include_usage: bool
     continuous_usage: bool
     return_token_ids: bool  # of the output, beside its text
@@ -162,6 +166,7 @@ class _Body(_Strict):
     skip_special_tokens: bool | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
+    stream_interval: int | None = Field(None, ge=1, le=MAX_STREAM_INTERVAL)
     return_token_ids: bool | None = None
     user: str | None = None
     cache_salt: str | None = Field(None, min_length=1, max_length=256)
@@ -264,8 +269,9 @@ def _generation(
         raise _invalid(
             f"min_tokens ({form.min_tokens}) is more than max_tokens ({max_tokens})", "min_tokens"
         )
-    if form.stream_options is not None and not form.stream:
-        raise _invalid("stream_options needs stream to be true", "stream_options")
+    for name in ("stream_options", "stream_interval"):
+        if getattr(form, name) is not None and not form.stream:
+            raise _invalid(f"{name} needs stream to be true", name)
     options = form.stream_options or StreamOptions()
     sampling, defaulted = _sampling(form, max_tokens, logprobs)
     return Generation(
@@ -283,6 +289,7 @@ def _generation(
             echo=echo,
         ),
         stream=bool(form.stream),
+        stream_interval=form.stream_interval,
         include_usage=bool(options.include_usage),
         continuous_usage=bool(options.continuous_usage_stats),
         return_token_ids=bool(form.return_token_ids),
@@ -330,13 +337,17 @@ def tokenize_requests(
     completion_id: str,
     drawn_seed: int,
     target_tbt_ms: float | None = None,
+    stream_interval: int = 1,
 ) -> list[TokenizeRequest]:
     """One request per sequence, in the order of the choices: prompt by prompt, n of each.
 
     With a seed of the client's, choice j of every prompt samples as it would if its prompt had
-    come alone; without one, all sequences differ. `drawn_seed` is in [0, 2**64), and
-    `target_tbt_ms` holds for each sequence.
+    come alone; without one, all sequences differ. `drawn_seed` is in [0, 2**64), `target_tbt_ms`
+    holds for each sequence, and `stream_interval` for streams that do not ask for their own.
     """
+    interval = generation.stream_interval or stream_interval
+    if not generation.stream:
+        interval = WHOLE_ANSWER_INTERVAL
     requests = []
     for prompt_index, prompt in enumerate(generation.prompts):
         for choice in range(generation.n):
@@ -356,6 +367,7 @@ def tokenize_requests(
                     tenant=generation.tenant,
                     defaulted=generation.defaulted,
                     target_tbt_ms=target_tbt_ms,
+                    stream_interval=interval,
                 )
             )
     return requests

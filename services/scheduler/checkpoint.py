@@ -44,7 +44,7 @@ from services.scheduler.stats import SchedulerStats
 from services.scheduler.time_account import TimeAccount
 from services.scheduler.waiting_queue import WaitingQueue
 
-FORMAT: Final = 2  # raised with every change that an older reader would misread
+FORMAT: Final = 3  # raised with every change that an older reader would misread
 MAX_CHECKPOINT_BYTES: Final = 256 * 1024**2
 
 #: classes of objects that a core consists of; all their fields are state

@@ -30,7 +30,7 @@ from common.messages import (
     TokenLogprob,
     WorkerJoin,
 )
-from common.token_ids import ITEM_BYTES, unpack_ids
+from common.token_ids import ITEM_BYTES, pack_ids, unpack_ids
 from services.scheduler.cost_model import NS_PER_MS
 from services.scheduler.events import (
     EmitTokens,
@@ -320,6 +320,8 @@ class SchedulerCore:
 
     def _requeue(self, request: Request, why: str, now: float) -> None:
         """Forget all KV and all that is in flight of a request, and let it wait for its turn."""
+        if request.num_untold_tokens:
+            self._tell(request)  # the next token may take a while
         self._detach(request)
         request.move(RequestStatus.WAITING, now, why)
         self._place(request, now)
@@ -343,10 +345,38 @@ class SchedulerCore:
     def _finish(
         self, request: Request, reason: FinishReason, stop_token_id: int | None, now: float
     ) -> None:
-        """End a request whose known tokens are all emitted, with an empty last delta."""
-        delta = _delta(request, request.num_output_tokens, b"", (), reason, stop_token_id)
-        self._deltas[request.owner].append(delta)
+        """End a request of which nothing more is to come."""
+        self._tell(request, reason, stop_token_id)
         self._finished(request, reason, now)
+
+    def _tell(
+        self,
+        request: Request,
+        reason: FinishReason | None = None,
+        stop_token_id: int | None = None,
+    ) -> None:
+        """Emit what the owner does not know yet; once per stream and step, so kept tight."""
+        token_ids, num_told = request.token_ids, request.num_told_tokens
+        request.num_told_tokens = num_known = len(token_ids)
+        if num_known - num_told == 1:
+            packed = token_ids[num_told].to_bytes(ITEM_BYTES, "little")
+        else:
+            packed = pack_ids(token_ids[num_told:])
+        logprobs: tuple[TokenLogprob, ...] = ()
+        if request.untold_logprobs:
+            logprobs = tuple(request.untold_logprobs)
+            request.untold_logprobs.clear()
+        self._deltas[request.owner].append(
+            TokenDelta(
+                request.request_id,
+                num_told - request.num_prompt_tokens,
+                packed,
+                logprobs,
+                reason,
+                stop_token_id,
+                request.num_cached_tokens or 0,
+            )
+        )
 
     def _finished(self, request: Request, reason: FinishReason, now: float) -> None:
         """Account for a request whose last delta is emitted."""
@@ -363,6 +393,8 @@ class SchedulerCore:
 
     def _fail(self, request: Request, code: FailureCode, message: str, now: float) -> None:
         self._stats.num_failed += 1
+        if request.num_untold_tokens:
+            self._tell(request)
         self._emit_failure(request.owner, request.request_id, code, message)
         self._end(request, RequestStatus.FAILED, message, now)
 
@@ -419,8 +451,9 @@ class SchedulerCore:
         self, replica: Replica, step: Step, sampled: Iterable[SampledToken], now: float
     ) -> None:
         """Append the sampled tokens to their requests; once per stream and step, so kept tight."""
-        samplers, deltas, preempted = step.samplers, self._deltas, RequestStatus.PREEMPTED
+        samplers, preempted = step.samplers, RequestStatus.PREEMPTED
         vocab_size, block_size = replica.join.vocab_size, replica.block_size
+        num_steps = replica.num_steps
         num_accepted = 0
         for sample in sampled:
             sequence_id, token_id = sample.sequence_id, sample.token_id
@@ -443,17 +476,10 @@ class SchedulerCore:
                 reason = "stop"
             elif position + 1 >= request.max_total_tokens:
                 reason = "length"
-            deltas[request.owner].append(
-                TokenDelta(
-                    request.request_id,
-                    num_before,
-                    token_id.to_bytes(ITEM_BYTES, "little"),
-                    () if sample.logprob is None else (sample.logprob,),
-                    reason,
-                    token_id if reason == "stop" else None,
-                    request.num_cached_tokens or 0,
-                )
-            )
+            if sample.logprob is not None:
+                request.untold_logprobs.append(sample.logprob)
+            if reason is not None or request.stream_interval == 1 or request.is_told(num_steps):
+                self._tell(request, reason, token_id if reason == "stop" else None)
             if reason is not None:
                 self._finished(request, reason, now)
             elif request.status is preempted:
@@ -599,6 +625,8 @@ class SchedulerCore:
             for request_id, request in mine.items():
                 if request.key != (owner, request_id) or request.status in ENDED:
                     raise AssertionError(f"{request_id} is filed wrongly")
+                if not 0 <= request.num_untold_tokens < request.stream_interval:
+                    raise AssertionError(f"{request_id} has tokens that its owner should know")
 
 
 def _malformed(message: GenerateRequest) -> tuple[FailureCode, str] | None:
@@ -613,6 +641,9 @@ def _malformed(message: GenerateRequest) -> tuple[FailureCode, str] | None:
     max_tokens = message.sampling.max_tokens
     if max_tokens is not None and max_tokens < 1:
         return FailureCode.INVALID_REQUEST, f"max_tokens is {max_tokens}, it must be at least 1."
+    interval = message.stream_interval
+    if interval < 1:
+        return FailureCode.INVALID_REQUEST, f"stream_interval is {interval}, must be at least 1."
     return None
 
 
@@ -629,6 +660,8 @@ def _new_request(owner: str, message: GenerateRequest, arrival: int, now: float)
         stop_token_ids=frozenset(message.sampling.stop_token_ids),
         priority=message.priority,
         tenant=message.tenant,
+        stream_interval=message.stream_interval,
+        num_told_tokens=len(token_ids),
         story=deque([(now, "arrived")], maxlen=STORY_LENGTH),
     )
 
@@ -636,22 +669,3 @@ def _new_request(owner: str, message: GenerateRequest, arrival: int, now: float)
 def _target(target_ms: float | None) -> float:
     """Milliseconds, infinite for no target or one that makes no sense."""
     return target_ms if target_ms is not None and target_ms > 0 else inf
-
-
-def _delta(
-    request: Request,
-    num_before: int,
-    token_ids: bytes,
-    logprobs: tuple[TokenLogprob, ...],
-    reason: FinishReason | None,
-    stop_token_id: int | None,
-) -> TokenDelta:
-    return TokenDelta(
-        request.request_id,
-        num_before,
-        token_ids,
-        logprobs,
-        reason,
-        stop_token_id,
-        request.num_cached_tokens or 0,
-    )

@@ -117,6 +117,7 @@ class Replica:
         #: sequences that the worker still knows and nobody needs; they ride on the next plan
         self.to_drop: list[int] = []
         self.growth_blocks = 0  #: sum over running sequences of their `growth_blocks`
+        self.num_steps = 0  #: that it has run
         self.draining = False  #: takes no requests
         self.last_result_at = -inf  #: seconds on the core's clock
 
@@ -179,6 +180,7 @@ class Replica:
         """
         elapsed_ms = (now - max(step.sent_at, self.last_result_at)) * MS_PER_S
         self.last_result_at = now
+        self.num_steps += 1
         if step.shape is not None and step.shape.num_tokens and step_ns > 0 and not step.void:
             self.budget.observe(
                 step.shape,

@@ -17,7 +17,7 @@ from math import inf
 from types import MappingProxyType
 
 from common.errors import InvalidTransition
-from common.messages import SamplingParams
+from common.messages import SamplingParams, TokenLogprob
 from services.scheduler.prefix_cache import HashChain
 
 STORY_LENGTH = 24  # entries kept per request
@@ -84,6 +84,10 @@ class Request:
     num_cached_tokens: int | None = None
     num_overtakes: int = 0  #: later requests started while this one, ahead of them, did not fit
     num_preemptions: int = 0
+    #: output tokens that its owner may be told together; the first one and the last do not wait
+    stream_interval: int = 1
+    num_told_tokens: int = 0  #: of `token_ids`, those that its owner knows
+    untold_logprobs: list[TokenLogprob] = field(default_factory=list)  #: if asked for
     num_worker_losses: int = 0  #: workers lost with a step of this request in flight
     num_rejections: int = 0  #: steps refused because of it
     chains: dict[int, HashChain] = field(default_factory=dict)  #: by block size
@@ -108,6 +112,25 @@ class Request:
     def num_uncomputed_tokens(self) -> int:
         """Tokens, known or in flight, whose KV no step sent so far writes."""
         return len(self.token_ids) + self.num_pending_tokens - self.num_computed_tokens
+
+    @property
+    def num_untold_tokens(self) -> int:
+        """Known tokens that its owner does not know yet."""
+        return len(self.token_ids) - self.num_told_tokens
+
+    def is_told(self, num_steps: int) -> bool:
+        """Whether its owner is told now what it does not know.
+
+        Args:
+            num_steps: that the worker has run. Requests of one worker are told at the same steps,
+                so that there are few messages.
+        """
+        interval = self.stream_interval
+        return (
+            num_steps % interval == 0
+            or self.num_untold_tokens >= interval
+            or self.num_told_tokens == self.num_prompt_tokens
+        )
 
     def ended_by(self, token_id: int, num_before: int) -> bool:
         """Whether the token ends the request, coming after `num_before` output tokens."""

@@ -295,6 +295,8 @@ class TokenizerState:
                 priority=request.message.priority,
                 tenant=request.message.tenant,
                 target_tbt_ms=request.message.target_tbt_ms,
+                # Each token is looked at: the one that ends a stop string ends the work.
+                stream_interval=1 if request.message.text.stop else request.message.stream_interval,
             ),
         )
 

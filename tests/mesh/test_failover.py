@@ -11,6 +11,7 @@ from tests.support.mesh import Mesh, wait_until
 
 NUM_STREAMS = 20
 NUM_TOKENS = 150
+INTERVALS = (1, 1, 3, 8)  # tokens per event, of one stream in four each
 
 pytestmark = pytest.mark.mesh
 
@@ -25,6 +26,7 @@ def bodies() -> list[dict[str, object]]:
             "temperature": 1.0,
             "seed": 1000 + index,
             "ignore_eos": True,
+            "stream_interval": INTERVALS[index % len(INTERVALS)],
         }
         for index in range(NUM_STREAMS)
     ]
@@ -64,18 +66,25 @@ def mesh(tiny_model: Path) -> Iterator[Mesh]:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(mesh: Mesh) -> list[str]:
-    return [stream.text for stream in asyncio.run(all_streams(mesh, None))]
+def undisturbed(mesh: Mesh) -> list[load.Stream]:
+    return asyncio.run(all_streams(mesh, None))
+
+
+def test_tokens_come_together_where_a_stream_asks_for_it(undisturbed: list[load.Stream]) -> None:
+    for index, stream in enumerate(undisturbed):
+        interval = INTERVALS[index % len(INTERVALS)]
+        assert stream.events <= NUM_TOKENS / interval + 4  # the first, the end, the usage
+        assert stream.events >= NUM_TOKENS / interval / 2  # not all tokens end a character
 
 
 @pytest.mark.parametrize("victim", ["worker", "tokenizer", "scheduler"])
 def test_every_stream_completes_with_the_same_text_when_one_dies(
-    victim: str, mesh: Mesh, undisturbed: list[str]
+    victim: str, mesh: Mesh, undisturbed: list[load.Stream]
 ) -> None:
     streams = asyncio.run(all_streams(mesh, victim))
 
     assert [stream.errors for stream in streams] == [[]] * NUM_STREAMS
-    assert [stream.text for stream in streams] == undisturbed
+    assert [stream.text for stream in streams] == [stream.text for stream in undisturbed]
     assert {stream.finish_reason for stream in streams} == {"length"}
     assert {stream.usage["completion_tokens"] for stream in streams} == {NUM_TOKENS}
     wait_until(lambda: mesh.of("scheduler")[0].metric("num_requests_running") == 0, "all over")

@@ -55,6 +55,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         eos=st.booleans(),
         min_tokens=st.integers(0, 5),
         priority=st.integers(0, 1),
+        stream_interval=st.sampled_from([1, 1, 3, 16]),
     )
     def arrive(
         self,
@@ -65,6 +66,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         eos: bool,
         min_tokens: int,
         priority: int,
+        stream_interval: int,
     ) -> None:
         self.count += 1
         message = a_request(
@@ -76,6 +78,7 @@ class SchedulerMachine(RuleBasedStateMachine):
             seed=seed,
             priority=priority,
             tenant="ab"[seed % 2],
+            stream_interval=stream_interval,
         )
         self.mesh.arrive(message, owner)
 

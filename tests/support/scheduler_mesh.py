@@ -75,6 +75,7 @@ def a_request(
     priority: int = 0,
     tenant: str = TENANT,
     target_tbt_ms: float | None = None,
+    stream_interval: int = 1,
 ) -> GenerateRequest:
     """A request; without `eos` only its length ends it."""
     sampling = SamplingParams(
@@ -92,6 +93,7 @@ def a_request(
         priority,
         tenant,
         target_tbt_ms,
+        stream_interval,
     )
 
 

@@ -12,6 +12,7 @@ from common.errors import FailureCode, RequestError
 from common.messages import ChatPrompt, SamplingParams, TextPrompt, TokenPrompt
 from common.token_ids import unpack_ids
 from services.gateway.openai_api import (
+    WHOLE_ANSWER_INTERVAL,
     Generation,
     derive_seed,
     parse_chat,
@@ -93,6 +94,8 @@ def test_any_bytes_are_parsed_or_refused(body: bytes) -> None:
         ("frequency_penalty", 3, "2, got 3"),
         ("seed", 2**63, "9223372036854775807"),
         ("seed", 1.0, "integer"),
+        ("stream_interval", 0, "1, got 0"),
+        ("stream_interval", 1025, "1024, got 1025"),
         ("n", 0, "1, got 0"),
         ("n", 129, "128, got 129"),
         ("n", True, "integer"),
@@ -393,6 +396,26 @@ def test_a_target_for_the_time_between_tokens_holds_for_each_sequence() -> None:
     requests = tokenize_requests(completion(prompt="a", n=2), "cmpl-1", 99, 40.0)
 
     assert [request.target_tbt_ms for request in requests] == [40.0, 40.0]
+
+
+def test_a_stream_says_how_many_tokens_come_together_or_the_gateway_does() -> None:
+    def interval(**fields: Any) -> int:
+        (request,) = tokenize_requests(completion(**fields), "cmpl-1", 99, stream_interval=3)
+        return request.stream_interval
+
+    assert interval(stream=True) == 3
+    assert interval(stream=True, stream_interval=7) == 7
+    assert interval(stream=True, stream_interval=1) == 1
+    assert interval() == WHOLE_ANSWER_INTERVAL
+
+
+def test_only_streams_have_an_interval() -> None:
+    error = refusal(completion, stream_interval=4)
+
+    assert (error.message, error.param) == (
+        "stream_interval needs stream to be true",
+        "stream_interval",
+    )
 
 
 @given(st.integers(0, 2**64 - 1), st.integers(0, 127))

@@ -122,6 +122,7 @@ class Mesh:
             "tenant",
             resumed,
             target_tbt_ms=40.0,
+            stream_interval=5,
         )
         self.feed(Received(gateway, request))
         if encode:
@@ -181,7 +182,14 @@ def test_a_request_is_encoded_resolved_and_sent_on() -> None:
         temperature=0.5, max_tokens=100 - len(ids_of("hi")), stop_token_ids=(END,)
     )
     assert (sent.output_ids, sent.priority, sent.tenant) == (b"", 3, "tenant")
-    assert sent.target_tbt_ms == 40.0
+    assert (sent.target_tbt_ms, sent.stream_interval) == (40.0, 5)
+
+
+def test_each_token_is_looked_at_where_a_stop_string_may_end_the_work() -> None:
+    mesh = Mesh(SCHEDULER)
+    mesh.ask(text=TextOptions(stop=("x",)))
+
+    assert mesh.generated().stream_interval == 1
 
 
 def test_text_comes_back_under_the_gateways_id_until_the_request_is_over() -> None:
