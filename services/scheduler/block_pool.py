@@ -9,9 +9,8 @@ A block is in exactly one of three places:
 Invariant: num_free + num_held + num_cached == num_blocks.
 
 Blocks whose ids follow each other lie side by side, and where that makes a worker faster it says in
-groups of how many it wants them. A group is whole if all of its blocks are free, else its free
-blocks are leftovers; it is idle if nobody holds a block of it. A holder goes on where its table
-ends. What it needs beyond that it gets, in this order, from
+groups of how many it wants them (see `block_groups`). A holder goes on where its table ends. What
+it needs beyond that it gets, in this order, from
 
     whole groups
     leftovers of idle groups, a quarter of a group or more: nobody will go on there
@@ -26,11 +25,10 @@ Every method checks its arguments before it changes anything. All are O(1) per b
 `allocate` may look through a group.
 """
 
-from collections import Counter, OrderedDict
+from collections import OrderedDict
 from collections.abc import Sequence, Set
-from itertools import chain
 
-_Groups = OrderedDict[int, None]
+from services.scheduler.block_groups import BlockGroups
 
 
 class BlockPool:
@@ -48,7 +46,6 @@ class BlockPool:
             raise ValueError(f"a group has at least one block, not {group_size}")
         self.num_blocks = num_blocks
         self.group_size = group_size
-        num_groups = -(-num_blocks // group_size)
         #: block id -> number of block tables that it is in
         self._ref_counts = [0] * num_blocks
         self._num_free = num_blocks
@@ -58,24 +55,7 @@ class BlockPool:
         self._kept: set[int] = set()
         #: evicted and not yet reported
         self._evicted: list[int] = []
-        #: by group: how many blocks it has, and of these how many are free, and held
-        self._sizes = [group_size] * num_groups
-        self._sizes[-1] -= num_groups * group_size - num_blocks
-        self._free_in = list(self._sizes)
-        self._held_in = [0] * num_groups
-        # Each group is listed in exactly one of these.
-        #: all free; the last is used first, so that memory is written over before more is used
-        self._whole: _Groups = OrderedDict.fromkeys(reversed(range(num_groups)))
-        #: idle, with leftovers worth beginning in; the first is used first
-        self._roomy: _Groups = OrderedDict()
-        #: idle, and cached for the most part; the one unused for longest first
-        self._idle: _Groups = OrderedDict()
-        #: with leftovers, ahead of or between what somebody holds; the first is used first
-        self._leftovers: _Groups = OrderedDict()
-        #: without free blocks, somebody holds one
-        self._full: _Groups = OrderedDict()
-        #: leftovers worth beginning in: a quarter of a group, since fewer make short pieces
-        self._min_leftovers = -(-group_size // 4)
+        self._groups = BlockGroups(num_blocks, group_size)
 
     @property
     def num_free(self) -> int:
@@ -126,7 +106,7 @@ class BlockPool:
             for group in sorted(self._pick_groups(num_blocks - len(taken))):
                 self._take_from(group * self.group_size, num_blocks, taken)
         while len(taken) < num_blocks:
-            group = self._group_with_leftovers()
+            group = self._pick_leftovers()
             self._take_from(group * self.group_size, num_blocks, taken)
         return taken
 
@@ -190,16 +170,12 @@ class BlockPool:
             del self._cached[block_id]
             self._count(block_id // self.group_size, more_free=1)
 
-    def _blocks_of(self, group: int) -> range:
-        begin = group * self.group_size
-        return range(begin, begin + self._sizes[group])
-
     def _go_on(self, after: int, num_blocks: int, taken: list[int]) -> None:
         """Take free blocks that follow a block, up to `num_blocks`."""
         begin = after + 1
         while len(taken) < num_blocks and begin < self.num_blocks:
             group, place = divmod(begin, self.group_size)
-            if not place and group not in self._whole:
+            if not place and not self._groups.is_whole(group):
                 return
             if not self._take_from(begin, num_blocks, taken):
                 return
@@ -208,23 +184,25 @@ class BlockPool:
     def _pick_groups(self, num_blocks: int) -> list[int]:
         """Idle groups with free blocks, enough for so many as far as there are any."""
         picked: list[int] = []
-        for group in chain(reversed(self._whole), self._roomy):
+        for group in self._groups.to_begin_in():
             if num_blocks <= 0:
                 return picked
             picked.append(group)
-            num_blocks -= self._free_in[group]
-        while num_blocks > 0 and self._idle:
-            group = next(iter(self._idle))
-            self._evict_from(group)
-            picked.append(group)
-            num_blocks -= self._free_in[group]
+            num_blocks -= self._groups.num_free(group)
+        while num_blocks > 0 and (idle := self._groups.longest_idle()) is not None:
+            self._evict_from(idle)
+            picked.append(idle)
+            num_blocks -= self._groups.num_free(idle)
         return picked
 
-    def _group_with_leftovers(self) -> int:
+    def _pick_leftovers(self) -> int:
         """A group with a free block, when nothing is idle."""
-        if not self._leftovers:
-            self._evict(next(iter(self._cached)))
-        return next(iter(self._leftovers))
+        group = self._groups.with_leftovers()
+        if group is not None:
+            return group
+        oldest = next(iter(self._cached))
+        self._evict(oldest)
+        return oldest // self.group_size
 
     def _take_from(self, begin: int, num_blocks: int, taken: list[int]) -> int:
         """Take free blocks from `begin` to its group's end, until `num_blocks` are taken.
@@ -232,7 +210,7 @@ class BlockPool:
         Returns how many it took.
         """
         group, before = begin // self.group_size, len(taken)
-        for block_id in range(begin, self._blocks_of(group).stop):
+        for block_id in range(begin, self._groups.blocks_of(group).stop):
             if len(taken) == num_blocks:
                 break
             if not self._ref_counts[block_id] and block_id not in self._cached:
@@ -243,24 +221,8 @@ class BlockPool:
         return count
 
     def _count(self, group: int, *, more_held: int = 0, more_free: int = 0) -> None:
-        """Count blocks of a group that changed, and list it where it belongs."""
-        before = self._where(group)
         self._num_free += more_free
-        self._free_in[group] += more_free
-        self._held_in[group] += more_held
-        after = self._where(group)
-        if after is not before:
-            del before[group]
-            after[group] = None
-
-    def _where(self, group: int) -> _Groups:
-        """The list that a group belongs in."""
-        num_free = self._free_in[group]
-        if num_free == self._sizes[group]:
-            return self._whole
-        if self._held_in[group]:
-            return self._leftovers if num_free else self._full
-        return self._roomy if num_free >= self._min_leftovers else self._idle
+        self._groups.count(group, more_held=more_held, more_free=more_free)
 
     def _evict(self, block_id: int) -> None:
         del self._cached[block_id]
@@ -269,7 +231,7 @@ class BlockPool:
         self._count(block_id // self.group_size, more_free=1)
 
     def _evict_from(self, group: int) -> None:
-        for block_id in self._blocks_of(group):
+        for block_id in self._groups.blocks_of(group):
             if block_id in self._cached:
                 self._evict(block_id)
 
@@ -284,19 +246,4 @@ class BlockPool:
             )
         if not cached <= self._kept <= held | cached:
             raise AssertionError("a cached block is not kept, or a free block is")
-        self._check_groups(held, cached)
-
-    def _check_groups(self, held: set[int], cached: set[int]) -> None:
-        size = self.group_size
-        held_in = Counter(block_id // size for block_id in held)
-        taken_in = held_in + Counter(block_id // size for block_id in cached)
-        groups = range(len(self._sizes))
-        if self._held_in != [held_in[group] for group in groups]:
-            raise AssertionError("held blocks are counted wrongly in a group")
-        if self._free_in != [self._sizes[group] - taken_in[group] for group in groups]:
-            raise AssertionError("free blocks are counted wrongly in a group")
-        lists = (self._whole, self._roomy, self._idle, self._leftovers, self._full)
-        if sum(map(len, lists)) != len(groups) or not all(
-            self._where(group) is listed for listed in lists for group in listed
-        ):
-            raise AssertionError("a group is listed twice, or where it does not belong")
+        self._groups.check(held, cached)

@@ -25,6 +25,7 @@ import msgspec
 from common import messages
 from common.errors import RecordError
 from common.token_ids import pack_ids, unpack_ids
+from services.scheduler.block_groups import BlockGroups
 from services.scheduler.block_pool import BlockPool
 from services.scheduler.core import CoreOptions, SchedulerCore
 from services.scheduler.cost_model import CostModel, StepShape
@@ -49,6 +50,7 @@ MAX_CHECKPOINT_BYTES: Final = 256 * 1024**2
 
 #: classes of objects that a core consists of; all their fields are state
 OBJECTS: Final[tuple[type, ...]] = (
+    BlockGroups,
     BlockPool,
     CoreOptions,
     CostModel,
