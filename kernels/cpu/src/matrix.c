@@ -118,16 +118,16 @@ typedef struct {
     prefetch first, second;
 } prefetches;
 
-/* Two lines per step. */
+/* Two lines per step: the second is of the weights, too, or of what attention reads. */
 INLINE void fetch(prefetches next, int64_t step) {
     __builtin_prefetch(next.first.begin + step * next.first.bytes_per_step, 0, 3);
     __builtin_prefetch(next.second.begin + step * next.second.bytes_per_step, 0, 3);
 }
 
-/* Three, for a step of codes is as long: the first two lie beside each other, the third behind. */
+/* Three, for a step of codes is as long: the third lies behind the second. */
 INLINE void fetch_coded(prefetches next, int64_t step) {
     fetch(next, step);
-    __builtin_prefetch(next.first.begin + step * next.first.bytes_per_step + 2 * 64, 0, 3);
+    __builtin_prefetch(next.second.begin + step * next.second.bytes_per_step + 64, 0, 3);
 }
 
 INLINE void store_sums(tile *out, int rows, vec sums[][2]) {
@@ -351,9 +351,12 @@ static int64_t num_steps(const matrix *m) {
     return m->dtype == SF_BFLOAT16 ? (m->in_width + 1) / 2 : m->in_width;
 }
 
+/* Of a step, beside the next weights. */
+static int32_t lines_per_step(const matrix *m) { return m->is_coded ? 2 : 1; }
+
 /* The first group brings a block from memory, the others find it in cache. So that the next block
  * is there in time, each group fetches its part of it: of three groups a line per step or less, so
- * the other line is free. */
+ * what else a step fetches is free. */
 static prefetches plan_prefetches(const matrix *m, const char *block, int32_t group,
                                   int32_t num_groups, kv_ahead *ahead) {
     int64_t per_step = m->is_coded ? CODED_STEP_BYTES : 4 * BLOCK_COLUMNS;
@@ -364,7 +367,9 @@ static prefetches plan_prefetches(const matrix *m, const char *block, int32_t gr
     int64_t part = m->block_bytes / num_groups;
     prefetch next = {block + m->block_bytes + group * part, (per_step - 1) / num_groups + 1};
     prefetch other = {0};
-    if (num_groups >= MIN_FETCHING_GROUPS) other = next_ahead(ahead, num_steps(m));
+    if (num_groups >= MIN_FETCHING_GROUPS) {
+        other = next_ahead(ahead, num_steps(m), lines_per_step(m));
+    }
     return (prefetches){next, other.begin == NULL ? next : other};
 }
 
@@ -398,10 +403,11 @@ int64_t max_items_of_matrix(const matrix *m, int32_t num_rows) {
     return blocks * cuts.num_panels * cuts.parts_per_panel;
 }
 
-int64_t fetching_steps(const matrix *m, int32_t num_rows) {
+int64_t lines_ahead(const matrix *m, int32_t num_rows) {
     int32_t panels = cut_rows(num_rows).num_panels;
     int32_t groups = panels == 0 ? 0 : panels * groups_of_panel(num_rows / panels);
-    return groups >= MIN_FETCHING_GROUPS ? num_steps(m) * m->num_blocks * groups : 0;
+    if (groups < MIN_FETCHING_GROUPS) return 0;
+    return num_steps(m) * lines_per_step(m) * m->num_blocks * groups;
 }
 
 static void begin_multiplying(const matrix *m, row_cuts cuts, walker *w) {

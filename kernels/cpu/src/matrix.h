@@ -69,9 +69,9 @@ int32_t pack_share(const matrix *m, const void *weights, int32_t thread);
 /* The most items that a queue of `multiply` has. */
 int64_t max_items_of_matrix(const matrix *m, int32_t num_rows);
 
-/* Steps of the loops that multiply so many rows, in all threads together; 0 if they are so few that
- * the loops wait for the weights, and fetch nothing else. */
-int64_t fetching_steps(const matrix *m, int32_t num_rows);
+/* Lines that the loops that multiply so many rows fetch beside weights, in all threads together; 0
+ * for rows so few that the loops wait for the weights. */
+int64_t lines_ahead(const matrix *m, int32_t num_rows);
 
 /* out[row] = activation(in[row] · weightsᵀ + bias) + residual[row] for all rows. A phase of its own;
  * run by all threads. A row's result depends neither on how many rows there are nor on who computes

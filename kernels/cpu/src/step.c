@@ -73,10 +73,11 @@ static kv_ahead look_ahead_from(const sf_model *model, int32_t begin, const walk
         const sf_op *op = &model->ops[i].op;
         if (op->kind == SF_LINEAR) {
             const matrix *m = &model->ops[i].matrices[0];
-            until.num_steps += fetching_steps(m, rows_of(model, op->input));
+            until.num_lines += lines_ahead(m, rows_of(model, op->input));
             until.weight_bytes += m->num_blocks * m->block_bytes;
         } else if (op->kind == SF_PAGED_ATTENTION) {
-            return look_ahead(op, &model->layers[op->layer], model->batch, until, w->thread,
+            return look_ahead(op, &model->layers[op->layer], model->batch,
+                              &model->shapes[model->ops[i].work].work, until, w->thread,
                               num_walkers(w));
         }
     }
