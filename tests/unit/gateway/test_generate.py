@@ -444,11 +444,13 @@ async def test_tokenizers_are_told_what_is_wanted_of_them() -> None:
 
 
 async def test_a_client_that_does_not_read_delays_nobody_and_loses_nothing() -> None:
-    flood = "#" * 4_000_000  # more than all buffers on the way hold
+    flood = "#" * 8_000_000  # more than buffers hold: the server's grow to 4 MiB
     async with playground() as gateway:
         await gateway.tokenizer_up()
         host, port = gateway.url.removeprefix("http://").split(":")
-        with socket.create_connection((host, int(port))) as slow:
+        with socket.socket() as slow:
+            slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 16)  # does not grow then
+            slow.connect((host, int(port)))
             slow.setblocking(False)
             _send_request(slow, STREAM)
             (request,) = await gateway.requests()

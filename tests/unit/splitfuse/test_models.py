@@ -159,7 +159,10 @@ def test_a_file_is_no_model(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["/no/such/dir", "./nope", "gpt2", "a/b/c", "../x"])
-def test_a_name_that_means_nothing_says_what_could(name: str) -> None:
+def test_a_name_that_means_nothing_says_what_could(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
     with pytest.raises(ConfigError, match="neither a directory here nor a hub id"):
         resolve_model(name, ignore)
 
