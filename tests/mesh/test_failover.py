@@ -71,10 +71,14 @@ def undisturbed(mesh: Mesh) -> list[load.Stream]:
 
 
 def test_tokens_come_together_where_a_stream_asks_for_it(undisturbed: list[load.Stream]) -> None:
+    events: dict[int, list[int]] = {}
     for index, stream in enumerate(undisturbed):
-        interval = INTERVALS[index % len(INTERVALS)]
-        assert stream.events <= NUM_TOKENS / interval + 4  # the first, the end, the usage
-        assert stream.events >= NUM_TOKENS / interval / 2  # not all tokens end a character
+        events.setdefault(INTERVALS[index % len(INTERVALS)], []).append(stream.events)
+
+    for interval, counts in events.items():
+        assert max(counts) <= NUM_TOKENS / interval + 4  # the first, the end, the usage
+    # Not all tokens end a character, and a client that lags gets fewer, larger events.
+    assert min(events[1]) > max(events[8])
 
 
 @pytest.mark.parametrize("victim", ["worker", "tokenizer", "scheduler"])
