@@ -7,23 +7,16 @@ import pytest
 
 from common.errors import StartupError
 from common.probe import STUCK_S, Health, Probe, _Handler
-
-
-class FakeClock:
-    def __init__(self) -> None:
-        self.time = 100.0
-
-    def now(self) -> float:
-        return self.time
+from tests.support.set_clock import SetClock
 
 
 @pytest.fixture
-def clock() -> FakeClock:
-    return FakeClock()
+def clock() -> SetClock:
+    return SetClock()
 
 
 @pytest.fixture
-def health(clock: FakeClock) -> Health:
+def health(clock: SetClock) -> Health:
     return Health(clock)
 
 
@@ -47,10 +40,10 @@ def test_a_ready_service_says_so_and_takes_it_back(url: str, health: Health) -> 
 
 
 def test_an_event_loop_that_does_not_turn_is_neither_live_nor_ready(
-    url: str, health: Health, clock: FakeClock
+    url: str, health: Health, clock: SetClock
 ) -> None:
     health.beat(ready=True)
-    clock.time += STUCK_S + 0.1
+    clock.time_s += STUCK_S + 0.1
 
     assert httpx.get(f"{url}/health").status_code == 503
     assert httpx.get(f"{url}/health/ready").status_code == 503

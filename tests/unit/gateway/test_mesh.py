@@ -9,18 +9,10 @@ from common.messages import SamplingParams, TextDeltas, TextOptions, TextPrompt,
 from services.gateway.mesh import Mesh
 from services.gateway.streams import GatewayState
 from tests.support.memory_link import MemoryLink
+from tests.support.set_clock import SetClock
 from tests.unit.gateway.playground import DEADLINE_S, a_delta, ready, tokenizer
 
 pytestmark = pytest.mark.anyio
-
-
-class SetClock:
-    """Stands still until it is set."""
-
-    seconds = 100.0
-
-    def now(self) -> float:
-        return self.seconds
 
 
 def latencies() -> tuple[float, float]:
@@ -42,7 +34,7 @@ async def test_tokens_that_come_together_share_the_time_since_those_before() -> 
     async with asyncio.timeout(DEADLINE_S):
         link.deliver(tokenizer(), TextDeltas((a_delta("r-0", 0, "a"),)))
         await mailbox.take()
-        clock.seconds += 0.4
+        clock.time_s += 0.4
         link.deliver(tokenizer(), TextDeltas((a_delta("r-0", 1, "bcde", [7, 7, 7, 7]),)))
         await mailbox.take()
 

@@ -34,14 +34,6 @@ from tests.support.scheduler_mesh import Client, SchedulerMesh, a_request, optio
 PROMPT = [11, 7, 5, 3, 2]
 
 
-@pytest.fixture
-def mesh() -> SchedulerMesh:
-    """A core with one worker "w"."""
-    mesh = SchedulerMesh()
-    mesh.join("w")
-    return mesh
-
-
 def stopping_seed(prompt: list[int], longest: int = 20) -> int:
     """A seed for which the fake model says EOS after some tokens, before `longest`."""
     return next(

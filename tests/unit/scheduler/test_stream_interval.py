@@ -7,17 +7,9 @@ from common.messages import SampledToken, StepResult, TokenDelta, TokenLogprob
 from common.token_ids import num_ids
 from services.scheduler.events import EmitTokens, Instruction, StepFinished
 from tests.support.checking_worker import CheckingWorker
-from tests.support.scheduler_mesh import SchedulerMesh, a_request
+from tests.support.scheduler_mesh import SchedulerMesh, a_request, options
 
 PROMPT = [11, 7, 5, 3, 2]
-
-
-@pytest.fixture
-def mesh() -> SchedulerMesh:
-    """A core with one worker "w"."""
-    mesh = SchedulerMesh()
-    mesh.join("w")
-    return mesh
 
 
 def deltas_of(instructions: list[Instruction]) -> list[TokenDelta]:
@@ -73,17 +65,21 @@ def test_who_wants_each_token_gets_it_beside_one_who_does_not(mesh: SchedulerMes
     assert {coarse for _, coarse in lengths} == {0, 1}
 
 
-def test_no_request_waits_longer_for_steps_that_it_is_not_in(mesh: SchedulerMesh) -> None:
-    """Its own tokens count, whichever steps of the worker they came from."""
-    mesh.arrive(a_request("r", PROMPT, max_tokens=30, stream_interval=3))
+def test_a_request_that_is_not_in_the_steps_of_telling_waits_no_longer() -> None:
+    """Every other step is a prompt's, in which nothing is generated: its own tokens count, too."""
+    mesh = SchedulerMesh(options(policy="prefill-first"))
+    mesh.join("w")
+    client = mesh.arrive(a_request("r", PROMPT, max_tokens=13, stream_interval=2))
+    step(mesh)
 
-    untold, most = 0, 0
-    for _ in range(29):
-        told = sum(num_ids(delta.token_ids) for delta in step(mesh))
-        untold += 1 - told
-        most = max(most, untold)
+    sizes = []
+    for number in range(12):
+        mesh.arrive(a_request(f"other{number}", [20 + number], max_tokens=1))
+        for _ in range(2):
+            sizes += [num_ids(d.token_ids) for d in step(mesh) if d.request_id == "r"]
 
-    assert most == 2
+    client.check_output(length_limit=64)
+    assert (max(sizes), sum(sizes)) == (2, 12)
 
 
 def test_log_probabilities_come_with_their_tokens(mesh: SchedulerMesh) -> None:

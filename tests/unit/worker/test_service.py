@@ -28,20 +28,11 @@ from common.messages import (
 from common.token_ids import pack_ids
 from services.worker.service import QUIET_S, WorkerService
 from tests.support.memory_link import MemoryLink
+from tests.support.set_clock import SetClock
 
 ALICE, BOB = (Peer("scheduler", name, f"{name}-1") for name in ("alice", "bob"))
 IDLE = Heartbeat(ready=False, draining=False)
 DEADLINE_S = 20.0
-
-
-class StandingClock:
-    """Time that only passes when the test says so."""
-
-    def __init__(self) -> None:
-        self.time_s = 1000.0
-
-    def now(self) -> float:
-        return self.time_s
 
 
 class BusyLink(MemoryLink):
@@ -86,7 +77,7 @@ class Mesh:
                 *("--block-size", "8", "--kv-cache-memory", "1MiB"),
             ],
         )
-        self.link, self.clock = BusyLink(), StandingClock()
+        self.link, self.clock = BusyLink(), SetClock()
         identity = Peer("worker", "worker-0", "w1")
         self.service = WorkerService(config, identity, lambda: self.link, self.clock)
 
