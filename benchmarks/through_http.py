@@ -133,7 +133,7 @@ def engine_alone(
     options = {"block_size": BLOCK_SIZE, "cpu_threads": threads}
     engine = Engine(Path(model_dir), WorkerOptions.model_validate(options))
     rates = {}
-    for count in (max(clients), *clients):  # the first is not counted: the last of its count is
+    for count in (max(clients), *clients):  # the largest twice: its second rate stays
         engine.reset()
         new = tuple(new_sequence(index, num_tokens) for index in range(count))
         prefill = tuple(Chunk(s.sequence_id, 0, PROMPT_TOKENS, b"", True) for s in new)

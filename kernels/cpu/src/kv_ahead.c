@@ -25,7 +25,8 @@ static block_range blocks_of(const kv_ahead *ahead, const attention_item *item) 
     return (block_range){item->first_tile / per_block, (item->end_tile + per_block - 1) / per_block};
 }
 
-/* Of the rows of a sequence, the last see what others do: their keys are fetched once. */
+/* Of the rows of a sequence, the last see what others do, but for what left a sliding window: keys
+ * are fetched once. */
 static bool has_last_rows(const kv_ahead *ahead, const attention_item *item) {
     sequence_span span = span_of(ahead->batch, item->sequence);
     int32_t num_tokens = span.kv_len - span.first_position;
